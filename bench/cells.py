@@ -391,7 +391,7 @@ class Table:
 
 
 _WORDS = {
-    "device": "all on the device", "server": "all on the server, lossless", "jpeg": "a picture to the server",
+    "device": "all on the edge", "server": "all on the server, lossless", "jpeg": "a picture to the server",
     "split": "a cut inside",
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """How alike two answers of a network are, from 0 to 1, for networks whose raw outputs say nothing by themselves.
 
 `yolo` and `centres` are detectors' (their boxes are matched at an IoU of 0.5; by `yolo75` and `centres75` at 0.75).
-`yolo_measure` and `centres_measure` are for ``splitpoint calibrate --measure bench.scores:NAME``.
+`yolo_measure` and `centres_measure` are for ``splitpoint calibrate-codecs --measure bench.scores:NAME``.
 """
 
 from __future__ import annotations

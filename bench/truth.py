@@ -115,7 +115,7 @@ class Row:
 
 
 def candidates(model: Model, codecs: Sequence[str]) -> list[Candidate]:
-    """Every single-tensor cut, raw and int8; the input raw and as JPEG; all on the device."""
+    """Every single-tensor cut, raw and int8; the input raw and as JPEG; all on the edge."""
     placed = []
     for cut in model.graph.chain():
         kind = {"input": "server", "output": "device"}.get(cut.name, "split")

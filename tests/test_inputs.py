@@ -182,7 +182,7 @@ def test_calibrate_sweep_and_compare_read_the_same(
     server = Serving("zoo:lenet5")
     try:
         verbs = (
-            ["calibrate", "zoo:lenet5", "--codec", "int8"],
+            ["calibrate-codecs", "zoo:lenet5", "--codec", "int8"],
             ["sweep", "zoo:lenet5", "--cloud", server.address, "--repeat", "1", "--cuts", "1", "--csv",
              str(tmp_path / "x.csv"), "--json"],
             ["compare", "zoo:lenet5", "--cloud", server.address, "--repeat", "1", "--budget", "200ms"],
@@ -199,7 +199,7 @@ def test_calibrate_sweep_and_compare_read_the_same(
         server.end()
 
 
-@pytest.mark.parametrize("verb", [["run"], ["calibrate", "--codec", "int8", "--images"]])
+@pytest.mark.parametrize("verb", [["run"], ["calibrate-codecs", "--codec", "int8", "--images"]])
 def test_standard_input_takes_what_files_may_hold(verb: list[str], tmp_path: Path) -> None:
     wide = tmp_path / "wide.tif"
     Image.fromarray(np.linspace(0, 1, 28 * 28, dtype=np.float32).reshape(28, 28)).save(wide)

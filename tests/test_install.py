@@ -118,7 +118,7 @@ def test_without_metadata_the_source_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 def test_commands_in_messages_are_typed_as_this_one_was(environment: Path) -> None:
     assert typed("make it with splitpoint profile") == "make it with env/bin/splitpoint profile"
-    assert typed("(splitpoint calibrate-device)") == "(env/bin/splitpoint calibrate-device)"
+    assert typed("(splitpoint calibrate-kernels)") == "(env/bin/splitpoint calibrate-kernels)"
     assert all(typed(f"splitpoint {verb} X") == f"env/bin/splitpoint {verb} X" for verb in VERBS)
     assert typed("start splitpoint serve MODEL") == "start env/bin/splitpoint serve MODEL"
     for text in (

@@ -143,11 +143,11 @@ def test_what_is_known_without_measuring(tmp_path: Path, monkeypatch: pytest.Mon
     engine, lenet, other = open_engine(threads=1), load("zoo:lenet5"), load("zoo:efficientnet_lite0")
     how: dict[str, Any] = {"budget_s": 10.0, "cache": tmp_path, "on_step": lambda text: None}
     nothing = advisor.known_here(other, engine, **how)
-    assert nothing.why == "this device by the model's FLOPs"
+    assert nothing.why == "this machine by the model's FLOPs"
     assert nothing.profile.whole.median == pytest.approx(typical_ms(other.graph).sum())
     made = advisor.profile_here(lenet, engine, budget_s=0.2, cache=tmp_path)
     alike = advisor.known_here(other, engine, **how)
-    assert alike.why == "this device by the model's FLOPs, as fast as for lenet5"
+    assert alike.why == "this machine by the model's FLOPs, as fast as for lenet5"
     slower = made.whole.median / typical_ms(lenet.graph).sum()
     assert alike.profile.whole.median == pytest.approx(slower * nothing.profile.whole.median)
     assert not nothing.sure
@@ -157,7 +157,7 @@ def test_what_is_known_without_measuring(tmp_path: Path, monkeypatch: pytest.Mon
     assert not kept.sure, "it had less than it may have"
     assert advisor.known_here(lenet, engine, **how | {"budget_s": 0.2}).sure
     monkeypatch.setenv("SPLITPOINT_EMULATED", "emulated: 4x slower")
-    assert advisor.known_here(lenet, engine, **how).why == "this device by the model's FLOPs"
+    assert advisor.known_here(lenet, engine, **how).why == "this machine by the model's FLOPs"
 
 
 def test_a_guess_is_a_profile_that_plans_are_made_of() -> None:
@@ -166,3 +166,21 @@ def test_a_guess_is_a_profile_that_plans_are_made_of() -> None:
     planner = Planner(model.graph, (slow, fast), constraints=Constraints(codecs=("int8",)))
     assert planner.plan(Link(1000, 1000, 0.1)).best.kind == "server"
     assert Planner(model.graph, (fast, slow)).plan(SLOW).best.kind == "device"
+
+
+def test_what_is_there_at_once_is_not_announced_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(advisor, "_AT_ONCE_S", 60.0)
+    with advisor._announced(told.append, "the server profiles lenet5"):
+        pass
+    assert told == []
+    monkeypatch.setattr(advisor, "_AT_ONCE_S", 0.0)
+    said = threading.Event()
+
+    def heard(text: str) -> None:
+        told.append(text)
+        said.set()
+
+    with advisor._announced(heard, "the server profiles lenet5"):
+        assert said.wait(60)
+    assert told == ["the server profiles lenet5"]

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from splitpoint.errors import CutError, nearest
 from splitpoint.tensors import TensorSpec
+from splitpoint.units import counted
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -84,7 +85,7 @@ class Cut:
 
     def __str__(self) -> str:
         crossing = " + ".join(map(str, self.crossing)) or "nothing"
-        return f"cut at {self.name}: {len(self.nodes)} nodes on the device, {crossing} crosses"
+        return f"cut at {self.name}: {counted(len(self.nodes), 'node')} on the edge, {crossing} crosses"
 
 
 @dataclass(frozen=True)
@@ -545,7 +546,7 @@ class Graph:
     def _crossing_of(self, bits: int) -> str:
         nodes = self._nodes_of(bits)
         crossing = " + ".join(map(str, self.cut_of(nodes, "-").crossing)) or "nothing"
-        return f"{len(nodes)} of {len(self.placed)} nodes on the device, {crossing} crosses"
+        return f"{len(nodes)} of {counted(len(self.placed), 'node')} on the edge, {crossing} crosses"
 
     def _nodes_of(self, bits: int) -> frozenset[int]:
         return frozenset(i for i in self.placed if bits >> i & 1)
@@ -602,7 +603,7 @@ class Graph:
 
     def __str__(self) -> str:
         inner = sum(len(c.crossing) == 1 for c in self.chain()[1:-1])
-        return f"{self.name}: {len(self.nodes)} nodes, {inner} single-tensor cuts between input and output"
+        return f"{self.name}: {counted(len(self.nodes), 'node')}, {inner} single-tensor cuts between input and output"
 
 
 class Prefix(Set[int]):

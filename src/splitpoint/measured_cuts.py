@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -58,6 +59,17 @@ class CompareRow(msgspec.Struct, frozen=True):
     def error(self) -> float:
         """How far the prediction was off, as a share of what was measured: 0.1 is 10 % too slow."""
         return self.option.total.ms / self.measured.ms - 1
+
+    def flat(self) -> dict[str, Any]:
+        """The row of a CSV file."""
+        option, total, measured = self.option, self.option.total, self.measured
+        return {
+            "option": option.label, "kind": option.kind, "cut": option.cut, "predicted_ms": total.ms,
+            "predicted_low_ms": total.low, "predicted_high_ms": total.high, "measured_ms": measured.ms,
+            "measured_p10_ms": measured.low, "measured_p90_ms": measured.high, "error": self.error,
+            "requests": self.requests, "up_nbytes": self.up_nbytes, "fastest": self.fastest,
+            **{f"{name}_ms": self.stages.get(name) for name in (*STAGES[1:], *OTHERS)},
+        }  # fmt: skip
 
 
 TABLE: Sequence[Column[CompareRow]] = (

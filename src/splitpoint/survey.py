@@ -12,7 +12,9 @@ True
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -43,6 +45,8 @@ from splitpoint.units import counted
 
 #: Kept profiles of other models that are looked at, which takes some milliseconds each.
 _LATEST = 3
+#: What takes less is not announced.
+_AT_ONCE_S = 0.5
 #: Told what is being measured, before it begins, and what is known already.
 OnStep = Callable[[str], None]
 
@@ -98,8 +102,8 @@ def survey(
     given. Raises ServerError if the server does not profile itself.
     """
     here = profile_here(edge.model, engine, budget_s=budget_s, cache=cache, fresh=fresh, on_step=on_step)
-    call(on_step, f"the server profiles {edge.model.name}, at most {budget_s:g} s (unless it has done so before)")
-    there = edge.profile_server(budget_s, fresh=fresh)
+    with _announced(on_step, f"the server profiles {edge.model.name}, at most {budget_s:g} s"):
+        there = edge.profile_server(budget_s, fresh=fresh)
     if link is None:
         call(on_step, "measuring the link, at most 3 s")
         link = edge.measure_link()
@@ -107,6 +111,19 @@ def survey(
         deepest = edge.shared.cut.name
         call(on_step, f"cuts behind {deepest} are left out: the server shares no more of {edge.model.name}")
     return Survey(here, there, link, edge.shared)
+
+
+@contextmanager
+def _announced(on_step: OnStep, text: str) -> Iterator[None]:
+    """Says what is done inside, unless it is done at once: what a server has kept is no work."""
+    timer = threading.Timer(_AT_ONCE_S, call, (on_step, text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def profile_here(
@@ -168,12 +185,12 @@ def known_here(model: Model, engine: Engine, *, budget_s: float, cache: Path | N
     profile, spent_s = _kept_here(place, model, on_step)
     if profile is not None:
         sure = profile.complete or spent_s >= budget_s
-        return Basis(profile, f"this device as profiled on {profile.created[:10]}", sure)
+        return Basis(profile, f"this machine as profiled on {profile.created[:10]}", sure)
     if (other := _kept_of_another(place.parent, _of(engine))) is not None:
         usual_ms = max(float(typical_ms(other.graph).sum()), 1e-9)
-        why = f"this device by the model's FLOPs, as fast as for {other.graph.name}"
+        why = f"this machine by the model's FLOPs, as fast as for {other.graph.name}"
         return Basis(by_flops(model, engine, other.whole.median / usual_ms), why)
-    return Basis(by_flops(model, engine), "this device by the model's FLOPs")
+    return Basis(by_flops(model, engine), "this machine by the model's FLOPs")
 
 
 def by_flops(model: Model, engine: Engine, slowdown: float = 1.0) -> Profile:

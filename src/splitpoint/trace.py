@@ -38,16 +38,16 @@ class Meaning(NamedTuple):
 
 #: Span → what it means, in the order of a request. They follow each other without a gap: their sum is the whole time.
 SPANS: Mapping[str, Meaning] = {
-    "prepare": Meaning("decode", "the device reads the input: an image is decoded and resized"),
-    "held": Meaning("queue", "the input waits on the device for those before it (streams)"),
-    "head": Meaning("edge", "the device computes the head"),
+    "prepare": Meaning("decode", "the edge reads the input: an image is decoded and resized"),
+    "held": Meaning("queue", "the input waits on the edge for those before it (streams)"),
+    "head": Meaning("edge", "the edge computes the head"),
     "wait": Meaning(
         "queue",
-        "the device waits for a server that is late or has failed: earlier attempts, and all from sending to the end "
+        "the edge waits for a server that is late or has failed: earlier attempts, and all from sending to the end "
         "of waiting where the answer is finished here",
     ),
-    "local": Meaning("edge", "the device computes what the server did not answer"),
-    "encode": Meaning("encode", "the device's codecs encode what crosses, and the frame is made"),
+    "local": Meaning("edge", "the edge computes what the server did not answer"),
+    "encode": Meaning("encode", "the edge's codecs encode what crosses, and the frame is made"),
     "up": Meaning(
         "net",
         "from the finished frame until the server has its last byte: one way of the round trip, and the wait behind "

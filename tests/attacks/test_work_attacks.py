@@ -372,7 +372,7 @@ def test_sigterm_ends_a_server_that_hangs(tmp_path: Path) -> None:
         "1",
     ]
     with subprocess.Popen(
-        [*command, "--max-run", "3600"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "--max-run", "1h"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         address = next(line.split()[2] for line in process.stdout if line.startswith("serving on"))

@@ -25,7 +25,7 @@ def test_it_loads_back(found: Calibration, tmp_path: Path) -> None:
     [
         (
             {"format": 2},
-            "of format 2, and this version reads format 1: make it anew with splitpoint calibrate",
+            "of format 2, and this version reads format 1: make it anew with splitpoint calibrate-codecs",
         ),
         ({"rows": []}, r"Expected `array` of length >= 1 - at `\$.rows`"),
         ({"inputs": 0}, r"Expected `int` >= 1 - at `\$.inputs`"),

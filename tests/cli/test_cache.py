@@ -16,9 +16,9 @@ def test_what_is_kept_is_counted_by_kind_and_cleared(tmp_path: Path, capsys: pyt
     BlobCache(tmp_path).put(hashlib.sha256(data).hexdigest(), [memoryview(data)])
     (tmp_path / "mine.txt").write_text("not of ours")
     first, *kinds = ok(capsys, "cache", "--cache", tmp_path).splitlines()
-    assert first == f"{tmp_path}: 1 files, 700 B"
-    assert kinds[0].split() == ["blobs", "1", "files", "700", "B"]
-    assert "cleared: 1 files" in ok(capsys, "cache", "--cache", tmp_path, "--clear")
+    assert first == f"{tmp_path}: 1 file, 700 B"
+    assert kinds[0].split() == ["blobs", "1", "file", "700", "B"]
+    assert "cleared: 1 file" in ok(capsys, "cache", "--cache", tmp_path, "--clear")
     assert ": 0 files, 0 B" in ok(capsys, "cache", "--cache", tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "not of ours"
 

@@ -49,6 +49,6 @@ def test_what_loses_nothing_or_was_named_without_a_calibration_is_not_spoken_of(
     assert said_of(result(""), result("raw+zstd"), calibration=virtual.front()) == []
     assert said_of(result("int8"), calibration=None) == []
     (told,) = said_of(result("klt:48"), calibration=None)
-    assert told.endswith("what that keeps of the answers was not measured (splitpoint calibrate)")
+    assert told.endswith("what that keeps of the answers was not measured (splitpoint calibrate-codecs)")
     (told,) = said_of(result("int8", cut="blocks.6"), calibration=virtual.front())
     assert "was not measured" in told

@@ -27,7 +27,7 @@ def test_another_engine_device_or_number_of_threads_is_refused_or_said(capsys: p
     name = next(iter(SHIPPED))
     latency = load_latency(name)
     check_same(latency, name)  # the shipped ones are of no engine of ours
-    with pytest.raises(InputError, match="calibrate-device"):
+    with pytest.raises(InputError, match="calibrate-kernels"):
         check_same(latency, "copied.latency.json")
     check_same(latency, "copied.latency.json", force=True)
     assert "warning: copied.latency.json was made with" in capsys.readouterr().err

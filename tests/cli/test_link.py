@@ -65,7 +65,7 @@ def test_with_a_model_it_measures_what_software_adds(
 
 
 def test_the_command_measures_as_json(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    status, said, _ = run(capsys, "--cloud", server.address, "--budget", "0.5", "--json")
+    status, said, _ = run(capsys, "--cloud", server.address, "--budget", "0.5s", "--json")
     answer = json.loads(said)
     assert status == 0
     assert set(answer) == {"link", "seconds", "pings", "up_nbytes", "down_nbytes", "nearest_preset"}

@@ -53,9 +53,9 @@ def fails(capsys: pytest.CaptureFixture[str], status: int, *args: object) -> str
 def test_the_table_and_what_the_second_seed_printed(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = ok(capsys, *command(files))
     for words in (
-        "all on the device", "all on the server, raw input", "all on the server, JPEG 4:4:4 q98", "72/75 same",
+        "all on the edge", "all on the server, raw input", "all on the server, JPEG 4:4:4 q98", "72/75 same",
         "split: ", "Do not split: ", "lossy codecs and pictures are planned only where asked for", "klt:45",
-        "bandwidth: 5.85 Mbit/s", "best latency: 90.0 ms", "best partition point: output (all on the device)",
+        "bandwidth: 5.85 Mbit/s", "best latency: 90.0 ms", "best partition point: output (all on the edge)",
         "as the uplink's bandwidth changes",
     ):  # fmt: skip
         assert words in text
@@ -86,7 +86,7 @@ def test_every_option_reaches_the_planner(files: Path, tmp_path: Path, capsys: p
     plan = json.loads(text)
     assert plan["objective"] == "energy"
     assert plan["constraints"] == [
-        "at most 8.0 MB on the device", "the input stays on the device", "an answer within 200 ms",
+        "at most 8.0 MB on the edge", "the input stays on the edge", "an answer within 200 ms",
     ]  # fmt: skip
     assert plan["best"]["hosts"][0]["memory"] <= 8e6
     assert plan["best"]["energy_mj"] > 0
@@ -118,7 +118,7 @@ def test_a_trace_is_planned_for_by_its_mean(files: Path, tmp_path: Path, capsys:
         (("--deadline", "soon"), 2, "--deadline is a time such as 200ms or 1.5s, above zero and at most a day"),
         (("--deadline", "0ms"), 2, "--deadline is a time such as 200ms"),
         (("--deadline", "9" * 67 + "s"), 2, "at most a day, not " + "9" * 39 + "…"),
-        (("--max-edge-memory", "9" * 67), 2, "at most a petabyte, not " + "9" * 39 + "…"),
+        (("--max-edge-memory", "9" * 67 + "B"), 2, "at most a petabyte, not " + "9" * 39 + "…"),
         (("--max-edge-memory", "1001TB"), 2, "at most a petabyte, not 1001TB"),
         (("--max-drop", "two"), 2, "--max-drop is a share"),
         (("--max-edge-memory", "-3MB"), 2, "--max-edge-memory is a size"),
@@ -139,7 +139,7 @@ def test_what_makes_no_sense_is_one_sentence(
 def test_what_answers_must_be_kept_takes_a_calibration(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sides = ["plan", "--edge", files / "lenet_edge.profile.json", "--cloud", files / "lenet_cloud.profile.json"]
     said = fails(capsys, 2, *sides, "--link", "4g", "--max-drop", "1%")
-    assert "--max-drop needs a calibration: splitpoint calibrate" in said
+    assert "--max-drop needs a calibration: splitpoint calibrate-codecs" in said
     assert "--front needs a calibration" in fails(capsys, 2, *sides, "--link", "4g", "--front", "front.csv")
     # The zoo's network comes with one.
     text = ok(capsys, *command(files, "--agreement", "95%"))
@@ -166,7 +166,7 @@ def test_profiles_of_two_models_and_files_that_are_none_are_refused(
     (tmp_path / "half.profile.json").write_text('{"format": 1')
     assert "half.profile.json" in fails(capsys, 4, *words, str(tmp_path / "half.profile.json"))
     message = fails(capsys, 2, "plan", "--cloud", f"{files}/cloud.profile.json", "--link", "4g")
-    assert "give MODEL, to profile it here, or the device's profile with --edge" in message
+    assert "give MODEL, to profile it here, or the edge's profile with --edge" in message
 
 
 def test_nothing_is_written_when_there_is_no_plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -105,3 +106,26 @@ def test_outputs_are_saved_to_a_pipe(
     out, err = capfdbinary.readouterr()
     assert [a.shape for a in load_arrays(out).values()] == [(1, 10)]
     assert b"cut at input" in err
+
+
+def test_nothing_waits_where_nothing_crosses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without a server: each photo when the one before it is answered."""
+    rows = [json.loads(line) for line in ok(capsys, "run", "lenet", digits()[0].parent, "--json").splitlines()]
+    assert len(rows) == len(digits())
+    assert [row["ms"]["queue"] for row in rows] == [0.0] * len(rows)
+
+
+def test_every_number_of_a_run_is_a_row_of_its_csv(
+    serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "run.csv"
+    words = ["run", "lenet", "--cloud", serving.address, "--at", "pool1", "--codec", "int8", digits()[0].parent]
+    rows = [json.loads(line) for line in ok(capsys, *words, "--json", "--csv", table).splitlines()]
+    written = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["input"] for row in written] == [row["input"] for row in rows]
+    for told, flat in zip(rows, written, strict=True):
+        assert flat["cut"] == told["cut"] == "pool1"
+        assert flat["codecs"] == " ".join(f"{tensor}=int8" for tensor in told["codecs"])
+        assert int(flat["up_nbytes"]) == told["up_nbytes"]
+        assert {name: float(flat[f"{name}_ms"]) for name in told["ms"]} == pytest.approx(told["ms"], abs=1e-3)
+        assert flat["answer"].startswith(told["labels"][0]["label"])

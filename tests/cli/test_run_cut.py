@@ -50,7 +50,7 @@ def test_run_begins_with_a_guess_and_says_so(
     said = capsys.readouterr()
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert [(row["cut"], row["plan"]) for row in rows] == [("input", "guess")] * 2
-    assert "a guess to begin with: all on the server, raw input (this device by the model's FLOPs; the" in said.err
+    assert "a guess to begin with: all on the server, raw input (this machine by the model's FLOPs; the" in said.err
     assert "2 of 2 cut by a guess (--profile-first plans before the first)" in said.err
     monkeypatch.undo()
     assert main(["run", *images, *common, "--json", "--profile-first", "--fallback", "wait"]) == 0
@@ -163,7 +163,7 @@ def test_run_takes_what_keeps_the_answers_and_says_what_they_are_worth(
     assert main([*at, "--codec", "klt:20", "--agreement", "95%"]) == 2
     assert f"at {AT} klt:20 does not keep to what is asked for: 900/1000 labels stay" in capsys.readouterr().err
     assert main([*run, "--at", AT, "--agreement", "95%"]) == 2
-    assert "needs a calibration: splitpoint calibrate" in capsys.readouterr().err
+    assert "needs a calibration: splitpoint calibrate-codecs" in capsys.readouterr().err
     assert main(["run", "zoo:lenet5", *images, "--agreement", "95%"]) == 2
     assert "are for a server" in capsys.readouterr().err
 

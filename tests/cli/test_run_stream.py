@@ -260,8 +260,8 @@ def test_run_degrades_to_a_cheaper_option_of_its_plan(
         assert main([str(w) for w in words]) == 0
     said = capsys.readouterr()
     rows = [json.loads(line) for line in said.out.splitlines()]
-    assert "on overload: all on the device" in said.err
-    assert "too fast: now all on the device" in said.err
+    assert "on overload: all on the edge" in said.err
+    assert "too fast: now all on the edge" in said.err
     counts = re.search(r"^200 frames: (\d+) answered, (\d+) dropped \(degrade\), (\d+) with a cheaper", said.err, re.M)
     assert counts, said.err
     assert [int(n) for n in counts.groups()] == [len(rows), 200 - len(rows), sum("degraded" in r for r in rows)]

@@ -60,7 +60,7 @@ def ended(process: subprocess.Popen[bytes], number: int) -> None:
     ("words", "longest_s"),
     [
         (["run", "zoo:lenet5", DIGITS], 0.6),
-        (["profile", "zoo:lenet5", "--budget", "30"], 1.5),
+        (["profile", "zoo:lenet5", "--budget", "30s"], 1.5),
         (["serve", "zoo:lenet5", "--port", "0"], 0.5),
         (["lab", "faults"], 3.0),
     ],
@@ -181,7 +181,7 @@ def test_a_second_signal_does_not_wait_for_what_hangs() -> None:
 
 def test_what_is_ignored_stays_ignored() -> None:
     """``nohup splitpoint run …``, and a script's ``splitpoint run … &``."""
-    process = start(["profile", "zoo:lenet5", "--budget", "1"], ignored=[signal.SIGHUP, signal.SIGINT])
+    process = start(["profile", "zoo:lenet5", "--budget", "1s"], ignored=[signal.SIGHUP, signal.SIGINT])
     for number in (signal.SIGHUP, signal.SIGINT):
         process.send_signal(number)
     _, err = process.communicate(timeout=60)

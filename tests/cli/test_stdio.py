@@ -231,7 +231,7 @@ def test_a_terminal_that_lacks_characters_gets_others(env: dict[str, str]) -> No
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
     assert not any(b in done.stdout for b in ("×".encode(), "…".encode()))
-    assert b"all on the device" in done.stdout
+    assert b"all on the edge" in done.stdout
 
 
 def test_json_is_utf_8_whatever_the_terminal_is() -> None:
@@ -301,7 +301,7 @@ def test_a_model_is_served_planned_and_run_whatever_its_file_is_called(stem: byt
     ):
         assert edge.info.name == model.name
         assert edge.infer(np.zeros((1, 32, 32, 1), np.uint8)).outputs["logits"].shape == (1, 10)
-    for words in (["inspect"], ["inspect", "--json"], ["profile", "--budget", "0.3", "-o", str(tmp_path / "p.json")]):
+    for words in (["inspect"], ["inspect", "--json"], ["profile", "--budget", "0.3s", "-o", str(tmp_path / "p.json")]):
         done = subprocess.run([*PYTHON, words[0], path, *words[1:]], capture_output=True, timeout=60, check=True)
         assert not acts(done.stdout + done.stderr), words
 

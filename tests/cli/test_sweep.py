@@ -84,7 +84,7 @@ def test_a_verdict_is_kept_and_one_that_was_not_reached_is_not_made_up(
     text = ok(capsys, *command, "--cuts", "3", "--repeat", "12")
     assert read_rows(path) == kept  # nothing is measured again
     assert "not told apart by 12 requests each: split after" in text
-    assert ", 100 ms; all on the device, 200 ms" in text
+    assert ", 100 ms; all on the edge, 200 ms" in text
     assert "all on the server: 300 ms" in text
     ok(capsys, *command, "--cuts", "2", "--repeat", "12")
     assert [row.p50_rtt for row in read_rows(path)][1] == 0.1

@@ -78,7 +78,7 @@ def test_the_command_runs_a_file(server: Server, capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     assert "4 tasks by joint in" in text
     assert "deadlines: 3 met, 0 missed" in text
-    assert "busy: device" in text
+    assert "busy: edge" in text
     written = list(csv.DictReader(rows.read_text().splitlines()))
     assert sorted(r["task"] for r in written) == ["lenet5-1", "lenet5-2", "lenet5-3", "residual-1"]
     assert all(float(r["total_ms"]) > 0 and r["answer"] for r in written)

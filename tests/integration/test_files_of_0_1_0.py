@@ -38,17 +38,19 @@ def meaning() -> dict[str, Any]:
     return known
 
 
+def todays(said: object) -> object:
+    """The same with today's word for the machine that 0.1.0 called the device, also in sentences that a file has."""
+    return json.loads(json.dumps(said).replace("on the device", "on the edge"))
+
+
 def test_a_plan_is_the_table_it_was(meaning: dict[str, Any], tmp_path: Path) -> None:
     plan, known = load_plan(OLD / "lenet5.plan.json"), meaning["plan"]
     # The table of today also says what a quality is at least.
     rows = [[c.partition(", ≥")[0] for c in plan_table.cells(o, best=o == plan.best)] for o in plan.options]
-    assert rows == known["rows"]
-    assert str(plan) == known["text"]
-    assert [list(line) for line in plan_table.range_lines(plan.sensitivity)] == known["ranges"]
-    assert plan_table.proof(plan) == known["proof"]
-    assert list(plan.why) == known["why"]
-    assert plan_table.refusals(plan) == known["refusals"]
-    assert list(plan_table.seed_lines(plan)) == known["seed"]
+    ranges = [list(line) for line in plan_table.range_lines(plan.sensitivity)]
+    said = {"rows": rows, "text": str(plan), "ranges": ranges, "proof": plan_table.proof(plan), "why": list(plan.why)}
+    said |= {"refusals": plan_table.refusals(plan), "seed": list(plan_table.seed_lines(plan))}
+    assert todays(said) == todays({name: known[name] for name in said})
     placed = [[list(o.on_edge), list(o.codecs), o.up_nbytes, o.down_nbytes, o.edge_memory] for o in plan.options]
     assert placed == known["placed"]
     bands = [[[b.ms, b.low, b.high] for b in (o.total, *o.stages.values())] for o in plan.options]

@@ -207,7 +207,19 @@ def test_a_disk_that_cannot_be_written_ends_nothing(tmp_path: Path, cache: Path)
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
-OPENING = ("inspect", "split", "verify", "profile", "serve", "run", "sweep", "compare", "calibrate", "plan", "predict")
+OPENING = (
+    "inspect",
+    "split",
+    "verify",
+    "profile",
+    "serve",
+    "run",
+    "sweep",
+    "compare",
+    "calibrate-codecs",
+    "plan",
+    "predict",
+)
 
 
 @pytest.mark.parametrize("verb", OPENING)

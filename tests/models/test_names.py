@@ -8,7 +8,7 @@ import pytest
 
 from splitpoint import wire
 from splitpoint.errors import ModelError, UsageError
-from splitpoint.models.names import SHORT_NAMES, full_name, name_of, names_of
+from splitpoint.models.names import SHORT_NAMES, TORCHVISION, full_name, name_of, names_of, offered
 from splitpoint.runtime.model_choice import choose_model
 
 
@@ -55,3 +55,22 @@ def test_a_file_called_just_so_is_that_file(tmp_path: Path, monkeypatch: pytest.
     assert full_name("lenet") == "zoo:lenet5"
     Path("lenet").write_bytes(b"")
     assert full_name("lenet") == "lenet"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offer"),
+    [
+        ("resnet50", "; did you mean torchvision:resnet50?"), ("VGG-19", "; did you mean torchvision:vgg19?"),
+        ("resnet5", "torchvision:resnet50"), ("alexnett", "did you mean alexnet"), ("nowhere", ""),
+    ],
+)  # fmt: skip
+def test_a_name_of_torchvision_is_offered_with_where_it_is_from(typed: str, offer: str) -> None:
+    phrase = offered(typed, SHORT_NAMES)
+    assert offer in phrase
+    assert bool(phrase) == bool(offer)
+
+
+@pytest.mark.torch
+def test_the_names_of_torchvision_are_its_own() -> None:
+    models = pytest.importorskip("torchvision").models
+    assert set(TORCHVISION) <= set(models.list_models(module=models))

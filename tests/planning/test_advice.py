@@ -32,13 +32,13 @@ def test_that_a_device_alone_sends_nothing_is_no_news(objective: str) -> None:
     assert found.best.kind == "device"
     assert "which is always the least: to rule that out, give a deadline (--deadline) or a memory" in found.advice
     limited = planned(objective=objective, deadline_ms=1000.0)
-    assert limited.advice.endswith("which is always the least, and the device keeps to the limits.")
+    assert limited.advice.endswith("which is always the least, and the edge keeps to the limits.")
 
 
 def test_do_not_split_is_an_answer_with_its_number() -> None:
     found = planned(Link(0.13, 0.13, 100))
     assert found.best.kind == "device"
-    assert found.advice.startswith("Do not split: run it all on the device: 90.0 ms, ")
+    assert found.advice.startswith("Do not split: run it all on the edge: 90.0 ms, ")
     assert " less than the best split, after " in found.advice
 
 
@@ -48,7 +48,7 @@ def test_a_split_says_by_how_much_it_wins() -> None:
     device = found.option("device")
     assert device is not None
     percent = round(100 * (1 - found.best.total.ms / device.total.ms))
-    assert f"({percent} %) less than all on the device" in found.advice
+    assert f"({percent} %) less than all on the edge" in found.advice
     assert "(accuracy not measured)" in found.advice
 
 
@@ -103,10 +103,10 @@ def test_explain_says_stage_by_stage_why_the_runner_up_lost() -> None:
 
 def test_explain_names_the_slowest_stages_of_a_stream() -> None:
     found = planned(codecs=("int4",), objective="throughput")
-    assert found.why[1] == "slowest stage: device 27.2 ms instead of link 23.6 ms"
+    assert found.why[1] == "slowest stage: edge 27.2 ms instead of link 23.6 ms"
     for option in found.options:
         busy = {
-            "device": option.stages["edge"].ms + option.stages["encode"].ms,
+            "edge": option.stages["edge"].ms + option.stages["encode"].ms,
             "link": FOUR_G.up_ms(option.up_nbytes) + FOUR_G.down_ms(option.down_nbytes),
             "server": option.stages["server"].ms,
         }
@@ -116,14 +116,14 @@ def test_explain_names_the_slowest_stages_of_a_stream() -> None:
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ({"deadline_ms": 20.0}, ("an answer within 20.0 ms cannot be had:", "all on the device, which takes 90.0 ms")),
+        ({"deadline_ms": 20.0}, ("an answer within 20.0 ms cannot be had:", "all on the edge, which takes 90.0 ms")),
         (
             {"deadline_ms": 60.0, "keep_input_local": True, "codecs": ("jpeg:90",)},
-            ("an answer within 60.0 ms cannot be had together with keeping the input on the device",),
+            ("an answer within 60.0 ms cannot be had together with keeping the input on the edge",),
         ),
         (
             {"max_edge_memory": 1.0, "keep_input_local": True},
-            ("at most 1 B on the device cannot be had together with", "which holds "),
+            ("at most 1 B on the edge cannot be had together with", "which holds "),
         ),
     ],
 )  # fmt: skip

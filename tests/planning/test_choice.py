@@ -49,4 +49,4 @@ def test_a_split_that_gains_less_than_its_error_bars_is_not_worth_it() -> None:
     assert device.total.ms - split.total.ms < margin(split, device, "latency")
     assert found.best == device
     assert ", which is within the error bars" in found.advice
-    assert "the difference is within the error bars, and all on the device is simpler" in found.why
+    assert "the difference is within the error bars, and all on the edge is simpler" in found.why

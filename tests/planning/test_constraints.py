@@ -34,7 +34,7 @@ def test_the_input_stays_local_and_what_only_rearranges_it_does_too() -> None:
     assert not {c.name for c in found.best.crossing} & telling
     server = found.option("server")
     assert server is not None
-    assert server.refused == "the input would leave the device"
+    assert server.refused == "the input would leave the edge"
     assert planned(Link(1000, 1000, 0.3)).best.kind == "server"
 
 
@@ -54,7 +54,7 @@ def test_constraints_that_make_no_sense_are_refused(limits: dict[str, Any]) -> N
 
 
 def test_a_budget_needs_a_calibration_of_a_classifier() -> None:
-    with pytest.raises(UsageError, match="needs a calibration: splitpoint calibrate"):
+    with pytest.raises(UsageError, match="needs a calibration: splitpoint calibrate-codecs"):
         planned(max_drop=0.01)
     known = msgspec.structs.replace(calibrated({}), classifier=False)
     with pytest.raises(UsageError, match="no classifier's output"):

@@ -10,7 +10,7 @@ from splitpoint.planning.plans import Option
 
 def test_an_option_says_what_it_is() -> None:
     labels = [o.label for o in planned(codecs=("int8",)).options]
-    assert labels[:3] == ["all on the device", "all on the server, raw input", "all on the server, JPEG q90"]
+    assert labels[:3] == ["all on the edge", "all on the server, raw input", "all on the server, JPEG q90"]
     assert labels[3].startswith("split after ")
 
 

@@ -22,7 +22,7 @@ def test_an_unmeasured_jpeg_frame_is_priced_and_named_but_never_chosen() -> None
     jpeg = found.option("jpeg")
     assert jpeg is not None
     assert jpeg.codecs == ("jpeg:90",)
-    assert jpeg.refused == "its accuracy is not measured (splitpoint calibrate)"
+    assert jpeg.refused == "its accuracy is not measured (splitpoint calibrate-codecs)"
     assert not jpeg.sized
     assert jpeg.total.ms < found.best.total.ms
     assert "a JPEG frame (q90) to the server would need" in found.advice

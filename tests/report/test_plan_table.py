@@ -27,9 +27,9 @@ from splitpoint.units import ms
 
 def test_one_answer_for_all_rates_says_which_rates() -> None:
     text = printed(plan(None, pair(LENET, 0.3, 0.2), Link(19862, 18000, 3)))
-    assert "  from 0.05 to 39724 Mbit/s  all on the device" in text
+    assert "  from 0.05 to 39724 Mbit/s  all on the edge" in text
     assert "at any bandwidth" not in text
-    assert "  from 0.05 to 2000 Mbit/s  all on the device" in printed(plan(None, pair(LENET, 0.3, 0.2), FOUR_G))
+    assert "  from 0.05 to 2000 Mbit/s  all on the edge" in printed(plan(None, pair(LENET, 0.3, 0.2), FOUR_G))
 
 
 def test_what_was_not_measured_is_marked_and_the_mark_explained() -> None:
@@ -100,7 +100,7 @@ def test_a_plan_as_printed(file: str, name: str, limits: dict[str, Any]) -> None
 def test_the_table_fits_the_terminal(width: int) -> None:
     text = printed(planned(codecs=("int8",), objective="energy"), width)
     assert max(map(len, text.splitlines())) <= width
-    assert all(w in text for w in ("option", "ms ± band", "device", "net", "server", "up", "best partition point: "))
+    assert all(w in text for w in ("option", "ms ± band", "edge", "net", "server", "up", "best partition point: "))
     assert "mJ" in text.splitlines()[5]
 
 
@@ -113,7 +113,7 @@ def test_a_narrow_table_keeps_what_an_option_is_and_the_objectives_column(object
     own = {"energy": "mJ", "throughput": "req/s", "bytes": " up"}.get(objective, "server")
     assert own in lines[5]
     table = lines[7 : 7 + len(found.options)]
-    assert all(any(f" {kind}" in row for kind in ("device", "server", "split", "on the")) for row in table)
+    assert all(any(f" {kind}" in row for kind in ("edge", "server", "split", "on the")) for row in table)
     assert not any(row[5] == "…" for row in table)
     for option, row in zip(found.options, table, strict=True):
         assert "int8" not in option.codecs or "int8" in row

@@ -64,7 +64,7 @@ def test_averages_and_percentiles(model: Model) -> None:
     assert row.p95_rtt == pytest.approx(2.61)
     cells = {column.title: column.cell(row) for column in TABLE}
     assert cells["cut"] == "after pool1"
-    assert (cells["device"], cells["up"], cells["recv"], cells["total"]) == ("400", "600", "800", "1800")
+    assert (cells["edge"], cells["up"], cells["recv"], cells["total"]) == ("400", "600", "800", "1800")
     assert (cells["server"], cells["bytes up"]) == ("160", "1.0 kB")
 
 
@@ -75,7 +75,7 @@ def test_the_table_has_medians_and_the_seeds_columns_means(model: Model) -> None
     assert (row.p50_queue, row.p50_server_compute, row.p50_rtt) == pytest.approx((0.02, 0.08, 0.9))
     assert (row.p50_low, row.p50_high) == pytest.approx((0.9, 9.0))
     cells = {column.title: column.cell(row) for column in TABLE}
-    assert (cells["device"], cells["up"], cells["recv"], cells["total"]) == ("200", "300", "400", "900")
+    assert (cells["edge"], cells["up"], cells["recv"], cells["total"]) == ("200", "300", "400", "900")
 
 
 def test_the_table_marks_what_cannot_be_told_from_the_fastest(model: Model) -> None:
@@ -89,7 +89,7 @@ def placed(model: Model, cut: str, *scales: float) -> SweepRow:
 
 def test_the_fastest_in_words(model: Model) -> None:
     rows = [placed(model, "input", 1.0), placed(model, "pool1", 0.5), placed(model, "output", 2.0)]
-    assert [r.place for r in rows] == ["all on the server", "split after pool1", "all on the device"]
+    assert [r.place for r in rows] == ["all on the server", "split after pool1", "all on the edge"]
     assert in_words(rows[1:2], 3) == "split after pool1, 450 ms"
     assert in_words(rows, 1) == "all on the server, 900 ms; and 2 more"
     assert in_words(rows, 2) == "all on the server, 900 ms; split after pool1, 450 ms; and 1 more"

@@ -18,7 +18,7 @@ def test_what_is_kept_comes_back_for_the_same_models_and_machines(
     assert place != place_of(tmp_path, [(one, one)])
     assert load_kept(place) is None
     assert not place.parent.exists(), "nothing is made by looking"
-    kept = KeptQueue(shared=1.9, compile_s={"abc all on the device": 0.5})
+    kept = KeptQueue(shared=1.9, compile_s={"abc all on the edge": 0.5})
     keep(place, kept)
     assert load_kept(place) == kept
 

@@ -151,7 +151,7 @@ def test_another_bandwidth_is_another_plan(
     run.monitor = Changing(run, 3, Link(0.001, 0.001, 2.0))  # type: ignore[assignment]
     rows = sorted(run.run(), key=lambda r: r.started_ms)
     assert "server" in rows[0].option
-    assert rows[-1].option == "all on the device"
+    assert rows[-1].option == "all on the edge"
     assert run.replans >= 1
     assert rows[-1].up_mbps == 0.001
 

@@ -31,7 +31,7 @@ def _check(calibration: Calibration) -> None:
 
 
 _CALIBRATIONS = Documents(
-    what="a calibration", holds=Calibration, format=FORMAT, made_by="splitpoint calibrate -o",
+    what="a calibration", holds=Calibration, format=FORMAT, made_by="splitpoint calibrate-codecs -o",
     most_bytes=256 << 20,  # a thousand cuts with twenty codecs are 4 MB, tables of a tensor up to a few
     check=_check,
 )  # fmt: skip

@@ -114,12 +114,13 @@ class Tag(NamedTuple):
 class AnswerRows:
     """A table, row by row as answers come, or a line of JSON each; `about` is printed above the table.
 
-    With `keep`, the outputs are remembered for `saved`. `fidelity` says what the answers are worth.
+    With `keep`, the outputs are remembered for `saved`; with `in_rows`, all numbers as rows of a CSV file in `flat`,
+    with these `columns`. `fidelity` says what the answers are worth.
     """
 
     def __init__(
         self, spec: Callable[[], InputSpec | None], labels: Sequence[str], about: Callable[[], str], *, as_json: bool,
-        keep: bool, fidelity: Fidelity | None = None,
+        keep: bool, in_rows: bool = False, fidelity: Fidelity | None = None,
     ) -> None:  # fmt: skip
         self.fidelity = fidelity
         self._spec_now, self._about, self.as_json = spec, about, as_json
@@ -127,7 +128,8 @@ class AnswerRows:
         # Rows and a live bar on one terminal must come from one console.
         self.terminal: Console | None = console.out() if sys.stdout.isatty() else None
         self.outputs: dict[str, Mapping[str, Array]] = {}
-        self._keep = keep
+        self._keep, self._in_rows = keep, in_rows
+        self.flat: list[dict[str, object]] = []
         self.printed = 0
 
     def print(self, result: Result) -> None:
@@ -145,6 +147,8 @@ class AnswerRows:
             self.fidelity.add(result)
         if self._keep:
             self.outputs[self._key(name)] = result.outputs
+        if self._in_rows:
+            self.flat.append(self._flat(name, result))
         if self.as_json:
             yield console.as_json(self._row(name, result))
             return
@@ -171,6 +175,19 @@ class AnswerRows:
         if result.tag.level:
             more["degraded"] = result.tag.level
         return as_json(name, result.outputs, self._spec_now(), result.trace, **more)
+
+    columns = (
+        "input", "answer", *(f"{name}_ms" for name in NUMBERS), "cut", "codecs", "up_nbytes", "clock_error_ms",
+        "attempts", "fallback", "deadline_ms", "missed_ms", "plan",
+    )  # fmt: skip
+
+    def _flat(self, name: str, result: Result) -> dict[str, object]:
+        numbers = {f"{number}_ms": round(result.numbers[number], 4) for number in NUMBERS}
+        codecs = " ".join(f"{tensor}={codec}" for tensor, codec in result.codecs.items())
+        told = {n: getattr(result, n) for n in ("cut", "up_nbytes", "clock_error_ms", "attempts", "fallback")}
+        deadline = {"deadline_ms": result.deadline_s * 1e3, "missed_ms": missed_ms(result)} if result.deadline_s else {}
+        text = answer(result.outputs, self._spec_now(), 1)
+        return {"input": name, "answer": text, "codecs": codecs, "plan": result.tag.plan} | numbers | told | deadline
 
     def _key(self, name: str) -> str:
         stem, number = ("stdin" if name == "-" else valid(Path(name).stem)), 2

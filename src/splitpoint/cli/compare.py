@@ -6,25 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
 from splitpoint.cli.console import out, progress, put_json, say, table
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options import gathered
 from splitpoint.cli.options.codecs import calibration_beside, calibration_option, codec_names_option, fidelity_options
 from splitpoint.cli.options.model_options import Here, device_options
-from splitpoint.cli.options.output import json_option, output_option, wrote
+from splitpoint.cli.options.output import csv_option, json_option, output_option, save_json, wrote
 from splitpoint.cli.options.quantities import budget_option
 from splitpoint.cli.options.server_options import cloud_option, fresh_option
-from splitpoint.files import write_atomic
 from splitpoint.measured_cuts import TABLE, CompareRow, compare, verdict
 from splitpoint.planning.constraints import Constraints
 from splitpoint.planning.plans import Plan
+from splitpoint.report.files import write_csv
 from splitpoint.security import Security
 from splitpoint.survey import survey, worth_running
+from splitpoint.units import counted
 
 
-@click.command()
+@verb(
+    ("is the plan right? with photos of your own", "compare yolo --cloud SERVER --images photos/"),
+    (
+        "more requests, codecs too, and every number as rows",
+        "compare efficientnet_lite0 --cloud SERVER --agreement 95% --repeat 30 --csv compared.csv",
+    ),
+)
 @click.argument("model")
 @cloud_option()
 @images_option
@@ -36,13 +43,14 @@ from splitpoint.survey import survey, worth_running
 @budget_option("20s", "How long each profiling may take.")
 @fresh_option
 @output_option("Write predictions and measurements as JSON.")
+@csv_option("Write a row an option.")
 @json_option
 @device_options
 @gathered("constraints", Constraints)
 def command(
     model: str, cloud: str, security: Security, images: Path | None, recursive: bool, repeat: int,
-    constraints: Constraints, calib: Path | None, budget_s: float, fresh: bool, output: Path | None, as_json: bool,
-    here: Here,
+    constraints: Constraints, calib: Path | None, budget_s: float, fresh: bool, output: Path | None,
+    csv_path: Path | None, as_json: bool, here: Here,
 ) -> None:  # fmt: skip
     """Plan, then run every row of the table against the server, in turns, and print predicted beside measured.
 
@@ -66,9 +74,10 @@ def command(
         put_json(data)
     else:
         show(plan, rows)
-    if output:
-        write_atomic(output, msgspec.json.format(msgspec.json.encode(data), indent=1))
-        wrote(output)
+    save_json(output, data)
+    if csv_path is not None:
+        write_csv(csv_path, [row.flat() for row in rows], list(rows[0].flat()))
+        wrote(csv_path)
 
 
 def show(plan: Plan, rows: Sequence[CompareRow]) -> None:
@@ -76,6 +85,7 @@ def show(plan: Plan, rows: Sequence[CompareRow]) -> None:
     console = out()
     table(TABLE, rows, console=console)
     console.print(
-        f"milliseconds, medians of {rows[0].requests} requests, taken in turns; the link as measured: {plan.link}"
+        f"milliseconds, medians of {counted(rows[0].requests, 'request')}, taken in turns; the link as measured: "
+        f"{plan.link}"
     )
     console.print(verdict(rows), style="bold")

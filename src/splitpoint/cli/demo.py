@@ -11,6 +11,7 @@ from splitpoint import install
 from splitpoint.calibration.calibrations import Calibration
 from splitpoint.cli.answers import AnswerRows, Tag
 from splitpoint.cli.console import out
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options.codecs import calibration_for
 from splitpoint.cli.options.engine import EngineChoice, engine_option
 from splitpoint.cli.plan import show, show_options
@@ -45,7 +46,10 @@ _LINKS = ("4g", "wifi", "wifi5", "lan")
 _AGREEMENT = 0.95
 
 
-@click.command()
+@verb(
+    ("what it is for, in a minute", "demo"),
+    ("the photos cut at a layer of your choice", "demo --at blocks.5"),
+)
 @click.option("--at", metavar="CUT", help="Where to cut for the photos (default: the best split of the plan).")
 @engine_option
 def command(at: str | None, engine: str) -> None:

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from splitpoint.cli.console import out, put_json, say, table, waiting
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.latency_files import check_same, refuse, whose
 from splitpoint.cli.options.engine import engine_of
 from splitpoint.cli.options.output import OUTPUT_FOLDER, json_option, output_option, wrote
@@ -37,14 +38,18 @@ NETWORKS: Sequence[str] = (
 )  # fmt: skip
 
 
-@click.command(short_help="Judge predictions by networks that run here.")
+@verb(
+    ("sixteen networks, once opened kept in a folder", "predict evaluate --on edge.latency.json --data networks"),
+    ("one of your own", "predict evaluate yolo.onnx --on edge.latency.json -o judged"),
+    short_help="Judge predictions by networks that run here.",
+)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option(
     "--on",
     "device_file",
     required=True,
     metavar="FILE",
-    help="What was learned of this machine (splitpoint calibrate-device -o).",
+    help="What was learned of this machine (splitpoint calibrate-kernels -o).",
 )
 @budget_option("10m", "How long all measuring may take: half for whole networks, half for profiles to judge plans by.")
 @click.option(
@@ -64,7 +69,7 @@ def command(
     """Compare predictions with what networks take on this machine: kernels, whole networks, and plans.
 
     Without MODELs sixteen from LeNet-5 to a vision transformer are measured; none of them was in what predictions are
-    learned from. Plans are made from predictions for five links and three slower devices, and priced by what was
+    learned from. Plans are made from predictions for five links and three slower machines, and priced by what was
     measured: how much longer they take than the best plan is the regret. Some networks of the calibration are measured
     as well: they tell how much faster or slower the machine was meanwhile, and what the errors are at the same speed.
     Run it when nothing else runs.

@@ -72,7 +72,11 @@ class Fidelity:
             kept = self._known[key] if key in self._known else self._known.setdefault(key, self._look_up(*key))
             if kept is None and not (calibrated or any(map(needs_tables, names))):
                 continue  # as it was asked for, by name
-            said = "what that keeps of the answers was not measured (splitpoint calibrate)" if kept is None else kept
+            said = (
+                "what that keeps of the answers was not measured (splitpoint calibrate-codecs)"
+                if kept is None
+                else kept
+            )
             how = " + ".join(dict.fromkeys(names))
             yield f"{counted(len(sizes), 'answer')} as {how} at {key[0]}, {size(round(median(sizes)))} up: {said}"
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.console import bold, line, out, put_json, table
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options.model_options import Opening, model_options
-from splitpoint.cli.options.output import OUTPUT, csv_option, json_option, wrote, xlsx_option
+from splitpoint.cli.options.output import OUTPUT, csv_option, json_option, result_option, save_json, wrote, xlsx_option
 from splitpoint.files import write_atomic
 from splitpoint.models.model import Model
 from splitpoint.report.files import write_csv, write_xlsx
@@ -18,7 +19,13 @@ from splitpoint.segments import random_note
 from splitpoint.units import count, counted, size
 
 
-@click.command()
+@verb(
+    ("what would cross the link behind each layer", "inspect zoo:efficientnet_lite0"),
+    (
+        "a model of your own: all columns, and every name that --at takes",
+        "inspect yolo.onnx --shape images=1,3,640,640 --csv layers.csv --names layers.txt",
+    ),
+)
 @click.argument("model")
 @click.option(
     "--cuts", type=click.Choice(["all", "chain"]), default="all", help="Every node, or single-tensor cuts only."
@@ -26,16 +33,17 @@ from splitpoint.units import count, counted, size
 @csv_option("Write all columns as CSV.")
 @xlsx_option("Write a spreadsheet.")
 @click.option("--names", type=OUTPUT, metavar="FILE", help="Write layer names, one a line.")
+@result_option
 @json_option
 @model_options
 def command(
-    model: str, cuts: str, csv_path: Path | None, xlsx_path: Path | None, names: Path | None, as_json: bool,
-    opening: Opening,
+    model: str, cuts: str, csv_path: Path | None, xlsx_path: Path | None, names: Path | None, output: Path | None,
+    as_json: bool, opening: Opening,
 ) -> None:  # fmt: skip
     """List MODEL's cut points, one a row.
 
     Each row is a node in topological order: its layer, what it makes, and everything that would cross the link if
-    the device ran all up to and including it. A number under "cut" marks a cut that one tensor (or the fewest there
+    the edge ran all up to and including it. A number under "cut" marks a cut that one tensor (or the fewest there
     are) crosses; --at takes that number, a layer's path, a node or a tensor. Where a name means several of these, it
     is written layer:NAME, node:NAME, tensor:NAME or cut:NUMBER.
     """
@@ -47,10 +55,12 @@ def command(
         write_xlsx(xlsx_path, [r.flat() for r in rows], COLUMNS, loaded.name)
     if names:
         write_atomic(names, "".join(f"{n}\n" for n in layer_names(loaded)).encode())
+    data = _summary(loaded) | {"rows": rows}
     if as_json:
-        put_json(_summary(loaded) | {"rows": rows})
-    elif not (csv_path or xlsx_path or names):
+        put_json(data)
+    elif not (csv_path or xlsx_path or names or output):
         _print(loaded, rows)
+    save_json(output, data)
     wrote(csv_path, xlsx_path, names)
 
 

@@ -57,7 +57,7 @@ def check_same(
 def refuse(said: str, *, force: bool) -> None:
     """InputError that says it; with `force` a warning."""
     if not force:
-        raise InputError(f"{said}: measure with the same (splitpoint calibrate-device), or use --force")
+        raise InputError(f"{said}: measure with the same (splitpoint calibrate-kernels), or use --force")
     click.echo(f"warning: {said}", err=True)
 
 

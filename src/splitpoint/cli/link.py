@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from splitpoint.cli.console import out, put_json, table
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options import given
 from splitpoint.cli.options.output import json_option, output_option, wrote
 from splitpoint.cli.options.quantities import budget_option
@@ -27,7 +28,7 @@ from splitpoint.runtime.events import software
 from splitpoint.runtime.probe.link_probe import check_budget, measure_link
 from splitpoint.security import Security
 from splitpoint.transports import connect
-from splitpoint.units import mbps, ms, size
+from splitpoint.units import counted, mbps, ms, size
 
 #: What a link is judged by: a photo as MobileNet and its kin take it, 224 x 224 x 3 bytes.
 _PHOTO = 224 * 224 * 3
@@ -35,14 +36,17 @@ _PHOTO = 224 * 224 * 3
 _FAST_MBPS = 2000.0
 
 
-@click.command()
+@verb(
+    ("measure, and keep it for plan --link", "link --cloud SERVER -o wifi.link.json"),
+    ("what such a link means", "link --link 10mbit/20mbit,40ms"),
+)
 @click.argument("model", required=False)
 @cloud_option(required=False)
 @click.option(
     "--link", "spec", metavar="SPEC",
     help="Do not measure: a preset, UP/DOWN,ROUNDTRIP (10mbit/20mbit,40ms), a .link.json or a trace .csv.",
 )  # fmt: skip
-@budget_option("3s", "How long measuring may take.", metavar="SECONDS")
+@budget_option("3s", "How long measuring may take.")
 @output_option("Write the link, for --link FILE elsewhere.", metavar="FILE.link.json")
 @json_option
 def command(
@@ -122,7 +126,9 @@ def _explain(parsed: Link | LinkTrace, as_json: bool) -> Link:
         put_json({"rows": len(parsed.links), "duration_s": parsed.duration, "mean": mean})
         return mean
     ups = [link.up_mbps for link in parsed.links]
-    click.echo(f"trace       {parsed.name}: {len(ups)} rows over {parsed.duration:g} s; then its last row holds")
+    click.echo(
+        f"trace       {parsed.name}: {counted(len(ups), 'row')} over {parsed.duration:g} s; then its last row holds"
+    )
     click.echo(f"up          from {min(ups):.4g} to {max(ups):.4g} Mbit/s; on average, as requests feel it:")
     _show(mean)
     return mean

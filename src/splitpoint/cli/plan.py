@@ -10,7 +10,8 @@ import click
 import msgspec
 from rich.console import Console
 
-from splitpoint.cli.console import out, say, table
+from splitpoint.cli.console import out, say, table, waiting
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import gathered, given
 from splitpoint.cli.options.codecs import (
@@ -52,11 +53,17 @@ from splitpoint.security import Security
 MEASURED = "measured"
 
 
-@click.command()
+@verb(
+    ("this machine as the edge, a server, and the link between them as they are now", "plan yolo.onnx --cloud SERVER"),
+    (
+        "from files alone, where 98 % of the answers must stay",
+        "plan --edge edge.profile.json --cloud cloud.profile.json --link 4g --agreement 98% -o plan.json",
+    ),
+)
 @click.argument("model", required=False)
 @click.option("--edge", "edge_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="The device's profile (splitpoint profile -o), or what was learned of it (splitpoint "
-                   "calibrate-device -o, or neurosurgeon-edge), which prices a MODEL that never ran there; without it "
+              help="The edge's profile (splitpoint profile -o), or what was learned of it (splitpoint "
+                   "calibrate-kernels -o, or neurosurgeon-edge), which prices a MODEL that never ran there; without it "
                    "this machine is profiled now.")  # fmt: skip
 @click.option("--cloud", required=True, metavar="FILE|HOST[:PORT]",
               help="The server's profile or latency file (also neurosurgeon-cloud), or the server, which then profiles "
@@ -70,15 +77,15 @@ MEASURED = "measured"
               help="What to make least (throughput: most).")  # fmt: skip
 @fidelity_options
 @click.option("--max-edge-memory", type=SIZE, metavar="SIZE",
-              help="The most that the device's half may hold, such as 100MB: weights and tensors (an estimate), "
+              help="The most that the edge's half may hold, such as 100MB: weights and tensors (an estimate), "
                    "without the engine's own memory.")  # fmt: skip
-@click.option("--keep-input-local", is_flag=True, help="The model's input must not leave the device.")
+@click.option("--keep-input-local", is_flag=True, help="The model's input must not leave the edge.")
 @click.option("--deadline", "deadline_ms", type=MS, metavar="TIME",
               help="Nine requests in ten must be answered by then, such as 200ms.")  # fmt: skip
 @codec_names_option
 @calibration_option
 @click.option("--edge-watts", type=WATTS, metavar="COMPUTE,TX,IDLE",
-              help="The device's power in watts, for --objective energy.")  # fmt: skip
+              help="The edge's power in watts, for --objective energy.")  # fmt: skip
 @budget_option("20s", "How long profiling may take.")
 @click.option("--force", is_flag=True, help="Only warn where a latency file is of another engine, device or threads.")
 @click.option("--explain", is_flag=True, help="Say why the runner-up lost, stage by stage.")
@@ -96,7 +103,7 @@ def command(
     constraints: Constraints, calib: Path | None, edge_watts: Watts | None, budget_s: float, force: bool,
     explain: bool, png_path: Path | None, fronts: tuple[Path, ...], output: Path | None, as_json: bool, here: Here,
 ) -> None:  # fmt: skip
-    """Compare all on the device, all on the server and every split, and say what is best and by how much.
+    """Compare all on the edge, all on the server and every split, and say what is best and by how much.
 
     MODEL is not needed where both profiles are files: the graph is inside them. A latency file has none.
     """
@@ -111,7 +118,7 @@ def command(
         edge = msgspec.structs.replace(edge, watts=edge_watts)
     calibration = calibration or calibration_beside(model or edge.graph.name, edge.fingerprint)
     if fronts and calibration is None:
-        raise UsageError("--front needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
+        raise UsageError("--front needs a calibration: splitpoint calibrate-codecs MODEL --images DIR -o calib.json")
     constraints = msgspec.structs.replace(constraints, shared=shared)
     planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
     plan = planner.plan(link)
@@ -145,7 +152,7 @@ def _gather(
             "--cloud HOST"
         )
     if edge is None and model is None:
-        raise UsageError("give MODEL, to profile it here, or the device's profile with --edge FILE")
+        raise UsageError("give MODEL, to profile it here, or the edge's profile with --edge FILE")
     if edge is not None and there is not None and link is not None:
         return edge, there, link, None
     from splitpoint.survey import profile_here
@@ -155,7 +162,8 @@ def _gather(
     shared = None
     with nullcontext() if named else here.edge(served, cloud, security, engine=engine) as server:
         if server is not None:
-            there, shared = server.profile_server(budget_s), server.shared
+            with waiting(f"the server profiles {server.model.name}, at most {budget_s:g} s"):
+                there, shared = server.profile_server(budget_s), server.shared
             if link is None:
                 say("measuring the link, 3 s")
                 link = server.measure_link()
@@ -167,7 +175,7 @@ def _gather(
             if known_of:
                 edge = _predicted(ours, known_of)
             else:
-                say("no --edge profile: taking this machine as the device")
+                say("no --edge profile: taking this machine as the edge")
                 edge = profile_here(ours, engine, budget_s=budget_s, cache=here.cache, on_step=say)
     assert there is not None
     assert link is not None
@@ -202,7 +210,7 @@ def _side(text: str, model: str | None, wanted: Model | None, learned: Mapping[s
     """
     if text in learned:
         if model is None:
-            raise UsageError(f"give MODEL: {text} says what kernels take on a device, and prices any model")
+            raise UsageError(f"give MODEL: {text} says what kernels take on a machine, and prices any model")
         return None if wanted is None else _predicted(wanted, learned[text])
     profile = load_profile(Path(text))
     if wanted is None and model is not None and profile.graph.name not in names_of(model):
@@ -245,8 +253,8 @@ def show(plan: Plan, *, explain: bool = False, console: Console | None = None) -
     console = console or out()
     aim = f"{'most' if plan.objective == 'throughput' else 'least'} {plan.objective}"
     console.print(f"{plan.model} {plan.fingerprint[:12]}, {aim}", style="bold")
-    for name, host in zip(("device", "server"), plan.hosts, strict=True):
-        console.print(f"{name}  {host}")
+    for name, host in zip(("edge", "server"), plan.hosts, strict=True):
+        console.print(f"{name:<7} {host}")
     name = f"{plan.link.name}: " if plan.link.name and plan.link.name not in str(plan.link) else ""
     console.print(f"link    {name}{plan.link}")
     show_options(plan, console)

@@ -1,4 +1,4 @@
-"""splitpoint predict: what a model would take on a device it never ran on."""
+"""splitpoint predict: what a model would take on a machine it never ran on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import click
 from splitpoint import install
 from splitpoint.cli import evaluate, train
 from splitpoint.cli.console import bold, line, out, put_json, say, table
+from splitpoint.cli.help_pages import Verbs
 from splitpoint.cli.latency_files import check_same, codecs_there, in_words, refuse, whose
 from splitpoint.cli.options.model_options import Opening, model_options
 from splitpoint.cli.options.output import csv_option, json_option, output_option, wrote
+from splitpoint.engines import ENGINES
 from splitpoint.errors import InputError
 from splitpoint.files import is_special
 from splitpoint.models.model import Model
@@ -40,7 +42,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 _MODEL = "MODEL"
 
 
-class _Default(click.Group):
+class _Default(Verbs):
     """Its commands by name; anything else is a MODEL. `./train` is a file of that name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -60,35 +62,45 @@ class _Default(click.Group):
 
 @click.group(cls=_Default)
 def command() -> None:
-    """Predict latency from what was learned of a device; see splitpoint predict --help."""
+    """Predict latency from what was learned of a machine; see splitpoint predict --help."""
 
 
 command.add_command(train.command, "train")
 command.add_command(evaluate.command, "evaluate")
 
 
-@command.command(name=_MODEL)
+@command.command(
+    name=_MODEL,
+    examples=(
+        ("a network that never ran there", "predict torchvision:resnet50 --on edge.latency.json"),
+        (
+            "on the machines of the Neurosurgeon study, which come along",
+            "predict alexnet --weights random --on neurosurgeon-edge",
+        ),
+    ),
+)
 @click.argument("model")
 @click.option(
     "--on",
     "device_file",
     required=True,
     metavar="FILE|NAME",
-    help="What was learned of the device (splitpoint calibrate-device -o), or one of those that come along: "
+    help="What was learned of the machine (splitpoint calibrate-kernels -o), or one of those that come along: "
     "neurosurgeon-edge, neurosurgeon-cloud.",
 )
 @click.option(
     "--measured", type=_FILE, metavar="PROFILE",
-    help="Times of this model that were measured on that device, if only some: they correct the prediction.",
+    help="Times of this model that were measured on that machine, if only some: they correct the prediction.",
 )  # fmt: skip
 @click.option(
     "--traces", type=_FILE, metavar="FILE",
-    help="Requests that ran on that device, a line each (splitpoint run --json): they correct it, too.",
+    help="Requests that ran on that machine, a line each (splitpoint run --json): they correct it, too.",
 )  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(1, 1024), metavar="N", help="Refuse a file of another number of threads."
 )
-@click.option("--device", metavar="NAME", help="Refuse a file of another device of the engine (cpu, cuda, …).")
+@click.option("--engine", type=click.Choice(tuple(ENGINES)), help="Refuse a file of another engine.")
+@click.option("-d", "--device", metavar="NAME", help="Refuse a file of another device of the engine (cpu, cuda, …).")
 @click.option("--force", is_flag=True, help="Only warn where engine, device or threads are others.")
 @click.option("--all", "show_all", is_flag=True, help="A row for every kernel, however many there are.")
 @output_option("Write the predicted profile (edge.profile.json): splitpoint plan reads it like a measured one.")
@@ -96,17 +108,18 @@ command.add_command(evaluate.command, "evaluate")
 @json_option
 @model_options
 def model_command(
-    model: str, device_file: str, measured: Path | None, traces: Path | None, threads: int | None, device: str | None,
-    force: bool, show_all: bool, output: Path | None, csv_path: Path | None, as_json: bool, opening: Opening,
+    model: str, device_file: str, measured: Path | None, traces: Path | None, threads: int | None, engine: str | None,
+    device: str | None, force: bool, show_all: bool, output: Path | None, csv_path: Path | None, as_json: bool,
+    opening: Opening,
 ) -> None:  # fmt: skip
-    """Predict what every kernel of MODEL takes on a device, and the whole of it, without running anything.
+    """Predict what every kernel of MODEL takes on a machine, and the whole of it, without running anything.
 
     A kernel is what an engine runs as one: Conv, batch norm and ReLU together. The range behind each time is where four
-    times in five lie. Kernels of a kind or an operator that the device was not measured with are priced by FLOPs and
+    times in five lie. Kernels of a kind or an operator that the machine was not measured with are priced by FLOPs and
     bytes, and marked.
     """
     latency = load_latency(device_file)
-    check_same(latency, device_file, device=device, threads=threads, force=force)
+    check_same(latency, device_file, engine=engine, device=device, threads=threads, force=force)
     loaded = opening.load(model)
     segments = _corrections(loaded, latency, measured, traces, force=force)
     prediction = predict_latency(loaded, latency, segments)
@@ -147,7 +160,7 @@ def _corrections(
         segments, said_of = read_traces(traces, model.graph)
         say(*said_of)
         if not segments:
-            raise InputError(f"{traces} has no request whose head ran on the device and can be used")
+            raise InputError(f"{traces} has no request whose head ran there and can be used")
         corrections += segments
     return corrections
 
@@ -174,7 +187,7 @@ def _print(prediction: Prediction, rows: Sequence[PriceRow]) -> None:
 
 def _say_next(prediction: Prediction, model: str, device_file: str, output: Path | None) -> None:
     if prediction.uncalibrated and device_file not in SHIPPED and sum(u.share for u in prediction.uncalibrated) > 0.1:
-        click.echo(f"its interval is wide for that: {install.command()} profile MODEL on the device measures it")
+        click.echo(f"its interval is wide for that: {install.command()} profile MODEL on that machine measures it")
     edge = output if output is not None and not is_special(output) else device_file
     click.echo(f"next: {install.command()} plan {model} --edge {edge} --cloud HOST --link wifi")
 

@@ -10,6 +10,7 @@ import click
 
 from splitpoint import install
 from splitpoint.cli.console import bold, countdown, line, out, say, table, waiting
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options import given
 from splitpoint.cli.options.model_options import Here, device_options
 from splitpoint.cli.options.output import csv_option, json_option, output_option, png_option, wrote, xlsx_option
@@ -33,7 +34,10 @@ from splitpoint.units import counted, fine_ms
 _SLOWEST = 8
 
 
-@click.command()
+@verb(
+    ("this machine: what plan calls the edge", "profile yolo.onnx -o edge.profile.json"),
+    ("a server, which measures itself", "profile yolo --cloud SERVER --budget 30s -o cloud.profile.json"),
+)
 @click.argument("model", required=False)
 @cloud_option(required=False)
 @budget_option("60s", "How long it may take: 30s, 5m.")
@@ -42,7 +46,7 @@ _SLOWEST = 8
 @csv_option("Write a row a layer as CSV.")
 @xlsx_option("Write a row a layer as a spreadsheet (needs splitpoint[xlsx]).")
 @click.option("--edge-watts", type=WATTS, metavar="COMPUTE,TX,IDLE",
-              help="Watts of the device computing, sending and waiting; measured if the system tells.")  # fmt: skip
+              help="Watts of the edge computing, sending and waiting; measured if the system tells.")  # fmt: skip
 @click.option("--note", default="", metavar="TEXT", help="Kept in the profile: what is special about this machine.")
 @json_option
 @device_options

@@ -14,11 +14,12 @@ import click
 from splitpoint.cli.answers import AnswerRows
 from splitpoint.cli.console import say
 from splitpoint.cli.fidelity import fidelity_of
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.input_files import recursive_option
 from splitpoint.cli.options import gathered
 from splitpoint.cli.options.codecs import calibration_option, codec_choice_option, fidelity_options
 from splitpoint.cli.options.model_options import device_options
-from splitpoint.cli.options.output import OUTPUT, json_option
+from splitpoint.cli.options.output import csv_option, json_option, output_option, wrote
 from splitpoint.cli.options.quantities import MS, RATE, SECONDS_OR_0, budget_option
 from splitpoint.cli.options.server_options import cloud_option, fresh_option
 from splitpoint.cli.run_cut import Asked, Placed
@@ -29,6 +30,7 @@ from splitpoint.files import is_special, write_atomic
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.names import SHORT_NAMES
 from splitpoint.planning.files import load_plan
+from splitpoint.report.files import write_csv
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.request import FALLBACKS
 from splitpoint.runtime.client.whole_model import Local
@@ -41,7 +43,13 @@ from splitpoint.units import counted, size
 _WINDOW, _FRESH_WINDOW = 8, 4
 
 
-@click.command()
+@verb(
+    ("photos through the only model of a server: planned, cut, answered", "run --cloud SERVER photos/"),
+    (
+        "a camera, each answer within 200 ms, from the server or from here",
+        "run yolo --cloud SERVER --source /dev/video0 --deadline 200ms",
+    ),
+)
 @click.argument("arguments", metavar="[MODEL] [FILES|FOLDER|-]", nargs=-1)
 @cloud_option(required=False)
 @click.option("--source", "source_text", metavar="FOLDER|VIDEO|CAMERA|URL",
@@ -64,7 +72,7 @@ _WINDOW, _FRESH_WINDOW = 8, 4
               help="When the server is late, gone, busy or wrong: finish here (local, default where the whole model "
                    "can be had), wait for it, or fail (error).")  # fmt: skip
 @click.option("--at", metavar="CUT",
-              help="A layer, node, tensor, cut number, input (all on the server), output (all on the device), or auto "
+              help="A layer, node, tensor, cut number, input (all on the server), output (all on the edge), or auto "
                    "(default): begin with a guess, profile both sides beside requests, and go over to the "
                    "best.")  # fmt: skip
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -87,7 +95,8 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @codec_choice_option
 @fidelity_options
 @calibration_option
-@click.option("--save", type=OUTPUT, metavar="FILE.npz", help="Keep all outputs.")
+@output_option("Keep all outputs.", "--save", "save", metavar="FILE.npz")
+@csv_option("Write a row an answer.")
 @click.option("--model-hash", metavar="HEX", help="Refuse any model but the one with this fingerprint.")
 @click.option("--follow-model", is_flag=True,
               help="When the server comes back with a newer model of that name, fetch it and go over to it between two "
@@ -100,12 +109,12 @@ _WINDOW, _FRESH_WINDOW = 8, 4
 @gathered("asked", Asked)
 def command(
     arguments: tuple[str, ...], source_text: str | None, recursive: bool, reconnect_s: float, rate: float | None,
-    on_overload: str | None, save: Path | None, as_json: bool, asked: Asked,
+    on_overload: str | None, save: Path | None, csv_path: Path | None, as_json: bool, asked: Asked,
 ) -> None:  # fmt: skip
     """Run images, tensors (.npy, .npz) or token ids (.ids, .txt) through a model cut at CUT.
 
-    Without MODEL the server's only model is used. The device needs no model file: it fetches the graph and its
-    half's weights once. A video, a camera, rtsp://… and --source are streamed: device, link and server work at the same
+    Without MODEL the server's only model is used. The edge needs no model file: it fetches the graph and its
+    half's weights once. A video, a camera, rtsp://… and --source are streamed: edge, link and server work at the same
     time, and Ctrl-C answers what is under way before it ends. Without --cloud all runs here.
     """
     if (asked.objective or asked.profile_first) and (asked.cloud is None or asked.plan_path or not asked.auto):
@@ -133,6 +142,8 @@ def command(
         objective = asked.objective or ("latency" if isinstance(source, Files) and source_text is None else "")
         planned = asked.auto and asked.cloud is not None
         singly = planned and not (fps or source.live) and objective == "latency"
+        # Without a server photos under way together would only wait for each other.
+        streamed = streamed and not (asked.cloud is None and objective == "latency" and not fps)
         policy = on_overload or (DROP_OLDEST if source.live else QUEUE)
         check_policy(on_overload, source, fps, has_options=asked.has_options)
         engine = asked.here.choice.open()
@@ -153,7 +164,7 @@ def command(
             say(pacing(source, fps, then, asked=on_overload is not None))
         rows = AnswerRows(
             lambda: runner.model.input_spec, labels, lambda: describe(runner, asked.cloud), as_json=as_json,
-            keep=save is not None,
+            keep=save is not None, in_rows=csv_path is not None,
             fidelity=fidelity_of(runner) if isinstance(runner, Edge) else None,
         )  # fmt: skip
         stream = Stream(runner, rows, feed, source.count, asked.deadline_s)
@@ -168,6 +179,9 @@ def command(
             if save and rows.outputs:
                 write_atomic(save, rows.saved())
                 say(f"wrote {save} ({counted(len(rows.outputs), 'input')})")
+            if csv_path and rows.flat:
+                write_csv(csv_path, rows.flat, rows.columns)
+                wrote(csv_path)
             stream.conclude(streamed=streamed, policy=policy)
             if skipped:  # what was said at the beginning may be a thousand lines away
                 say(f"{skipped} beside them not read (said at the beginning)")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from splitpoint.calibration.calibrations import Calibration
-from splitpoint.cli.console import say
+from splitpoint.cli.console import fetching, say
 from splitpoint.cli.options.codecs import calibration_beside, calibration_for, parse_codecs
 from splitpoint.cli.options.model_options import Here
 from splitpoint.cli.verbs import typed
@@ -141,6 +141,7 @@ class Asked:
             engine=engine, cache=self.here.cache, on_event=say, security=self.security,
             calibration=self._calibration(model) if self._lossy else None,
             models=ModelPolicy(self.model_hash, self.follow_model, self.here.opening.allow_domains),
+            on_progress=fetching("fetching weights"),
             wire=WireSettings(checksum=self.checksum), budget=FrameBudget(self.max_bytes, self.limits.max_drop),
         )  # fmt: skip
         try:

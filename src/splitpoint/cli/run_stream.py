@@ -116,13 +116,13 @@ class Stream:
     def one_by_one(self) -> None:
         """Each input when the one before it is answered."""
         for request in self._requests():
-            self._answered(self.runner.infer(request))
+            self._answered(self.runner.infer(request), "prepare")
 
     def all_at_once(self, window: int) -> None:
         """Device, link and server at the same time. Ctrl-C, SIGTERM or SIGHUP ends the reading; what is under way is
         still answered."""
         try:
-            with progress(self.rows.terminal) as bar, draining(self._interrupt):
+            with progress(self.rows.terminal, lines=False) as bar, draining(self._interrupt):
                 task = bar.add_task("streaming", total=self.count)
                 for result in self.runner.stream(self._requests(), window=window):
                     self._answered(result)
@@ -132,8 +132,8 @@ class Stream:
         finally:
             self.feed.stop()
 
-    def _answered(self, result: Result) -> None:
-        result = whole(result)
+    def _answered(self, result: Result, before: str = "held") -> None:
+        result = whole(result, before)
         if self.deadline_s:  # the edge does not know it where it waits for late answers, too
             result = msgspec.structs.replace(result, deadline_s=self.deadline_s)
         self.summary.add(result)
@@ -189,11 +189,12 @@ class Stream:
             )
 
 
-def whole(result: Result) -> Result:
-    """`result` with the time that its frame waited for those before it as a span: no millisecond is left out."""
+def whole(result: Result, before: str = "held") -> Result:
+    """`result` with the time before it began as a span, so that no millisecond is left out: its frame was ``held`` by
+    those before it, or, one by one, it was this command that took some microseconds more to ``prepare`` it."""
     if not result.spans:
         return result
-    held = Span("held", max(s.end for s in result.spans), result.marks.started)
+    held = Span(before, max(s.end for s in result.spans), result.marks.started)
     return msgspec.structs.replace(result, spans=(*result.spans, held)) if held.ms > 0 else result
 
 

@@ -18,10 +18,11 @@ from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.files import load_calibration
 from splitpoint.calibration.tables import tables_of
 from splitpoint.cli import signals
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options.codecs import calibration_for, calibrations_option
 from splitpoint.cli.options.model_options import Here, Opening, running_options
-from splitpoint.cli.options.quantities import MS_OR_0, SIZE
-from splitpoint.cli.options.server_options import server_security_options
+from splitpoint.cli.options.quantities import HOUR_OR_0, MS_OR_0, SECONDS, SIZE
+from splitpoint.cli.options.server_options import port_option, server_security_options
 from splitpoint.cli.stdio import ReaderGone, silence
 from splitpoint.engines.process_memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
@@ -99,24 +100,29 @@ class Log:
             click.echo(f"splitpoint: {exc}; serving goes on", err=True)
 
 
-@click.command()
+@verb(
+    ("for this machine alone", "serve zoo:efficientnet_lite0"),
+    (
+        "for other machines: TLS and a token, which splitpoint keys makes",
+        "serve yolo.onnx --host 0.0.0.0 --tls-cert lab/server.pem --tls-key lab/server.key --token-file lab/token",
+    ),
+)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True,
               help="Address to listen on; 0.0.0.0: every one, ::: those of IPv6 too.")  # fmt: skip
-@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free one.")
+@port_option(DEFAULT_PORT, "0: any free one.")
 @click.option("--verbose", is_flag=True, help="Also say what was opened, fetched and evicted, and who left.")
 @click.option("--share", multiple=True, default=("model",), metavar="model|head:CUT|none",
-              help="What devices may fetch: everything (default), the graph and the weights of the head up to CUT, "
+              help="What edges may fetch: everything (default), the graph and the weights of the head up to CUT, "
                    "behind which nothing is cut then, or nothing (they bring the model). head:MODEL=CUT for one of "
                    "several models.")  # fmt: skip
-@click.option("--max-profile", type=click.FloatRange(0, 3600), default=Limits.profile_s, show_default=True,
-              metavar="SECONDS",
-              help="How long it measures itself when a device asks for its profile; 0: it refuses.")  # fmt: skip
+@click.option("--max-profile", type=HOUR_OR_0, default=f"{Limits.profile_s:g}s", show_default=True, metavar="TIME",
+              help="How long it measures itself when an edge asks for its profile; 0: it refuses.")  # fmt: skip
 @click.option("--queue", type=click.IntRange(1, 1_000_000), default=Limits.queue, show_default=True, metavar="N",
               help="Requests that may wait for their turn; more are told that the server is busy.")  # fmt: skip
 @click.option("--connections", type=click.IntRange(1, 1_000_000), default=Limits.connections, show_default=True,
               metavar="N",
-              help="Devices that may be connected at once.")  # fmt: skip
+              help="Edges that may be connected at once.")  # fmt: skip
 @click.option(
     "--client-connections", type=click.IntRange(1, 1_000_000), default=Limits.client_connections, show_default=True,
     metavar="N", help="How many of these may come from one address: more for a fleet behind one router.",
@@ -126,13 +132,12 @@ class Log:
                    "measured to be faster; 1: none do.")  # fmt: skip
 @click.option("--max-wait", "max_wait_ms", type=MS_OR_0, metavar="TIME",
               help="How long a request waits for others to join its batch, such as 2ms; 0: it never does. Default: "
-                   "while that pays, by what batches save and how soon devices ask again; one alone never "
+                   "while that pays, by what batches save and how soon edges ask again; one alone never "
                    "waits.")  # fmt: skip
 @click.option("--max-work", type=SIZE, metavar="SIZE",
               help="Memory that one request may take while it is computed, such as 4GiB; at least what one row takes, "
                    "whatever this says. Default: 1 GiB, or half the memory if that is less.")  # fmt: skip
-@click.option("--max-run", type=click.FloatRange(0, 86400, min_open=True), default=Limits.run_s, show_default=True,
-              metavar="SECONDS",
+@click.option("--max-run", type=SECONDS, default=f"{Limits.run_s:g}s", show_default=True, metavar="TIME",
               help="How long one request may be computed, or 20 times what others like it took (5 s at least) if that "
                    "is less.")  # fmt: skip
 @click.option(
@@ -147,9 +152,9 @@ def command(
     max_profile: float, queue: int, connections: int, client_connections: int, max_batch: int,
     max_wait_ms: float | None, max_work: float | None, max_run: float, until_stdin_ends: bool, here: Here,
 ) -> None:  # fmt: skip
-    """Serve one or more MODELs to devices. A folder stands for every .onnx file in it that can be read.
+    """Serve one or more MODELs to edges. A folder stands for every .onnx file in it that can be read.
 
-    Hands out graphs and weights by hash, builds the tail of whatever cut a device asks for, and runs it. Several
+    Hands out graphs and weights by hash, builds the tail of whatever cut an edge asks for, and runs it. Several
     versions of a model may be served at once. Ctrl-C or SIGTERM answers what is in flight and ends.
     """
     if (len(models) > 1 or any(map(_is_folder, models))) and here.opening:
@@ -270,7 +275,7 @@ def _naming(name: str, exc: SplitpointError) -> str:
 def _lets_in(security: ServerSecurity) -> str:
     """Who may come in, and how."""
     wanted = {"TLS": security.certificate, "a certificate": security.client_ca, "the token": security.token}
-    return f"devices need {' and '.join(name for name, needed in wanted.items() if needed)}"
+    return f"edges need {' and '.join(name for name, needed in wanted.items() if needed)}"
 
 
 def _read_to_the_end(stop: threading.Event) -> None:

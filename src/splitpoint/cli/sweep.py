@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from splitpoint.cli.console import bold, line, out, progress, put_json, say, table
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.input_files import images_option, read_images, recursive_option
 from splitpoint.cli.options.codecs import calibration_option, codec_choice_option, parse_codecs
 from splitpoint.cli.options.model_options import Here, cuts_option, device_options
-from splitpoint.cli.options.output import csv_option, json_option, png_option, wrote
+from splitpoint.cli.options.output import json_option, output_option, png_option, wrote
 from splitpoint.cli.options.server_options import cloud_option
 from splitpoint.errors import UsageError
 from splitpoint.files import is_special
@@ -27,13 +28,19 @@ from splitpoint.runtime.codec_choice import CodecChoice
 from splitpoint.security import Security
 from splitpoint.segments import select
 from splitpoint.tensors import Array
-from splitpoint.units import ms
+from splitpoint.units import counted, ms
 
 #: So many of the fastest are named below the table, which marks all of them.
 _NAMED = 4
 
 
-@click.command()
+@verb(
+    ("every cut that one tensor crosses", "sweep mobilenet_v2 --cloud SERVER"),
+    (
+        "every cut there is, with a picture; the same line goes on after Ctrl-C",
+        "sweep yolo --cloud SERVER --cuts all -o all.csv --png all.png",
+    ),
+)
 @click.argument("model")
 @cloud_option()
 @images_option
@@ -42,7 +49,9 @@ _NAMED = 4
 @cuts_option
 @codec_choice_option
 @calibration_option
-@csv_option("Where the rows go.", default=Path("split_latency_results.csv"), show_default=True)
+@output_option(
+    "Where the rows go (CSV).", "--csv", "csv_path", default=Path("split_latency_results.csv"), show_default=True
+)
 @png_option("Also draw the result (needs splitpoint[plot]).")
 @click.option("--fresh", is_flag=True, help="Measure anew what the CSV already has.")
 @json_option
@@ -54,8 +63,8 @@ def command(
 ) -> None:  # fmt: skip
     """Run MODEL at every split point against a server, and write split_latency_results.csv.
 
-    The CSV begins with split_layer,avg_compute,avg_transfer,avg_recv,avg_rtt in seconds: compute on the device;
-    transfer up, end to end (the server's clock is mapped onto the device's, clock_error says how well); recv, the
+    The CSV begins with split_layer,avg_compute,avg_transfer,avg_recv,avg_rtt in seconds: compute on the edge;
+    transfer up, end to end (the server's clock is mapped onto the edge's, clock_error says how well); recv, the
     wait from then to the answer, server time included; and their sum: means, as that format has them. The table and
     the picture show medians (p50_… in the CSV). What cannot be told from the fastest is measured again, in turns.
     Ctrl-C keeps what was measured; the same command goes on where it stopped.
@@ -71,7 +80,8 @@ def command(
         setup += f"; {note}" if (note := os.environ.get(EMULATED)) else ""
         done = [] if fresh else _done(csv_path, edge.model, setup)
         rows, fastest = _measure(edge, chosen, done, inputs, repeat, setup, codec, csv_path, as_json)
-        title = f"{edge.model.name}, {len(rows)} split points, {min(r.n for r in rows)} requests or more each"
+        asked = counted(min(r.n for r in rows), "request")
+        title = f"{edge.model.name}, {counted(len(rows), 'split point')}, {asked} or more each"
     if not as_json:
         _print(rows, fastest)
     wrote(csv_path)
@@ -155,7 +165,7 @@ def _print(rows: Sequence[SweepRow], fastest: Sequence[SweepRow]) -> None:
         f"milliseconds, medians; up is known to ± {max(r.clock_error for r in rows) * 1e3:.2f} ms "
         "(clock offset between the machines); recv is from then to the answer, server in it"
     )
-    apart = f" (→), not told apart by {fastest[0].n} requests each" if len(fastest) > 1 else ""
+    apart = f" (→), not told apart by {counted(fastest[0].n, 'request')} each" if len(fastest) > 1 else ""
     console.print(line(f"fastest{apart}: ", bold(in_words(fastest, _NAMED))))
     for row in rows:
         if row.place.startswith("all on") and row not in fastest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -10,10 +11,11 @@ import msgspec
 
 from splitpoint.cli import answers
 from splitpoint.cli.console import out, progress, put_json, say, table
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options.codecs import codec_names_option
 from splitpoint.cli.options.engine import EngineChoice, engine_options
 from splitpoint.cli.options.model_options import Opening, allow_domain_option, is_local
-from splitpoint.cli.options.output import csv_option, json_option, wrote
+from splitpoint.cli.options.output import csv_option, json_option, result_option, save_json, wrote
 from splitpoint.cli.options.quantities import budget_option
 from splitpoint.cli.options.server_options import cache_option, cloud_option, fresh_option
 from splitpoint.errors import InputError, ModelError, SplitpointError, StorageError, UsageError
@@ -32,7 +34,10 @@ from splitpoint.tasks.task_rows import COLUMNS, TABLE, record, summary_lines
 from splitpoint.units import ms
 
 
-@click.command()
+@verb(
+    ("40 requests for three models, in the order that ends first", "tasks --mix alexnet,vgg16_bn,lenet --cloud SERVER"),
+    ("tasks of a file: only what each policy would come to", "tasks tasks.toml --cloud SERVER --dry-run"),
+)
 @click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[TASKS.toml]")
 @cloud_option(required=False)
 @click.option("--mix", "models", metavar="MODEL,MODEL,…", help="Draw tasks at random from these models, all at once.")
@@ -45,10 +50,11 @@ from splitpoint.units import ms
 @click.option("--dry-run", is_flag=True, help="Only plan: print what is predicted, by every policy.")
 @codec_names_option
 @click.option("--fallback", type=click.Choice(("auto", *FALLBACKS)), default="auto", show_default=True,
-              help="When the server is gone, busy or wrong: finish on the device (local), ask again (wait), or end "
+              help="When the server is gone, busy or wrong: finish on the edge (local), ask again (wait), or end "
                    "(error). auto: local for models that are here, wait for others.")  # fmt: skip
 @budget_option("10s", "How long each profiling may take.")
 @fresh_option
+@result_option
 @csv_option("Write one line a task.")
 @json_option
 @cache_option
@@ -56,18 +62,19 @@ from splitpoint.units import ms
 @allow_domain_option
 def command(
     file: Path | None, cloud: str | None, security: Security, models: str | None, count: int, seed: int, by: str,
-    dry_run: bool, codecs: tuple[str, ...], fallback: str, budget_s: float, fresh: bool, csv_path: Path | None,
-    as_json: bool, cache: Path | None, choice: EngineChoice, allow_domains: tuple[str, ...],
+    dry_run: bool, codecs: tuple[str, ...], fallback: str, budget_s: float, fresh: bool, output: Path | None,
+    csv_path: Path | None, as_json: bool, cache: Path | None, choice: EngineChoice, allow_domains: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Run the tasks of a file, or a mix of MODELs, on this device and a server that has these models.
+    """Run the tasks of a file, or a mix of MODELs, on this machine and a server that has these models.
 
     Every model is profiled on both sides (the results are kept) and the link is measured. Then all tasks go through
-    one pipeline: device, link and server work at the same time. docs/tasks.md has the file's fields.
+    one pipeline: edge, link and server work at the same time. docs/tasks.md has the file's fields.
     """
     if (file is None) == (models is None):
         raise UsageError("say what to run: a file of tasks (tasks.toml), or --mix MODEL,MODEL,…")
     if cloud is None:
-        raise UsageError("tasks are shared out between this device and a server: add --cloud HOST (splitpoint serve)")
+        raise UsageError("tasks are shared out between this machine and a server: add --cloud HOST (splitpoint serve)")
+    told = Told(output, csv_path, as_json)
     drawn = mix(models.split(","), count, seed) if models is not None else []
     with Fleet(
         cloud, engine=choice.open(), cache=cache, constraints=Constraints(codecs=codecs), fallback=fallback,
@@ -79,9 +86,18 @@ def command(
         say(f"link {link}")
         if dry_run:
             plans = {name: predict(fleet, tasks, name) for name in POLICIES}
-            put(plans[by].rows, plans[by].summary, fleet.note, csv_path, as_json, plans)
+            put(plans[by].rows, plans[by].summary, fleet.note, told, plans)
             return
-        execute(fleet, QueueRun(fleet, tasks, by, inputs), csv_path, as_json)
+        execute(fleet, QueueRun(fleet, tasks, by, inputs), told)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Where the rows are told: -o, --csv, --json."""
+
+    output: Path | None
+    csv_path: Path | None
+    as_json: bool
 
 
 def reach(fleet: Fleet, tasks: list[Task]) -> list[Task]:
@@ -104,7 +120,7 @@ def wrong(fleet: Fleet, source: Source) -> str:
     return ""
 
 
-def execute(fleet: Fleet, run: QueueRun, csv_path: Path | None, as_json: bool) -> None:
+def execute(fleet: Fleet, run: QueueRun, told: Told) -> None:
     """Runs and prints; what was answered is printed and written also where not all was."""
     answered: list[TaskResult] = []
     planned = run.prepare()
@@ -125,20 +141,21 @@ def execute(fleet: Fleet, run: QueueRun, csv_path: Path | None, as_json: bool) -
             why = "interrupted" if isinstance(exc, KeyboardInterrupt) else str(exc)
             say(f"{len(answered)} of {len(run.tasks)} answered, {left} not: {why}")
             if answered:
-                put(answered, run.summary, fleet.note, csv_path, as_json)
+                put(answered, run.summary, fleet.note, told)
             raise
-    put(answered, run.summary, fleet.note, csv_path, as_json)
+    put(answered, run.summary, fleet.note, told)
 
 
 def put(
-    rows: Sequence[TaskPlan], summary: QueueSummary, note: str, csv_path: Path | None, as_json: bool,
+    rows: Sequence[TaskPlan], summary: QueueSummary, note: str, told: Told,
     plans: Mapping[str, Planned] | None = None,
 ) -> None:  # fmt: skip
     """Prints and writes the rows and what they came to; of `plans`, what each policy is predicted to come to, too."""
-    told = [record(row, summary.policy, note) for row in rows]
-    if as_json:
-        every = {"policies": {name: plan.summary for name, plan in plans.items()}} if plans else {}
-        put_json({"summary": summary, "tasks": told} | every)
+    records = [record(row, summary.policy, note) for row in rows]
+    every = {"policies": {name: plan.summary for name, plan in plans.items()}} if plans else {}
+    data = {"summary": summary, "tasks": records} | every
+    if told.as_json:
+        put_json(data)
     else:
         table(TABLE, rows, console=out())
         for line in summary_lines(summary, predicted=plans is not None):
@@ -146,6 +163,7 @@ def put(
         if plans:
             each = ", ".join(f"{name} {ms(plan.summary.makespan_ms)} ms" for name, plan in plans.items())
             click.echo(f"by policy: {each}")
-    if csv_path:
-        write_csv(csv_path, told, COLUMNS)
-        wrote(csv_path)
+    save_json(told.output, data)
+    if told.csv_path:
+        write_csv(told.csv_path, records, COLUMNS)
+        wrote(told.csv_path)

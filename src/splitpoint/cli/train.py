@@ -8,35 +8,47 @@ import click
 
 from splitpoint import install
 from splitpoint.cli.console import out, say, table, waiting
-from splitpoint.cli.options.output import output_option, wrote
+from splitpoint.cli.help_pages import verb
+from splitpoint.cli.options.output import csv_option, json_option, output_option, wrote
 from splitpoint.files import is_special
 from splitpoint.machine import now
 from splitpoint.predict.kernels.kernel_table import read_tables
-from splitpoint.predict.learn.files import save_latency
+from splitpoint.predict.learn.files import latency_bytes, save_latency
 from splitpoint.predict.learn.latency_model import SEED, TWO_PER_MAC, Latency
 from splitpoint.report.accuracy_table import rates
+from splitpoint.report.files import write_csv
 from splitpoint.report.table import fields_of
 from splitpoint.text import valid
 from splitpoint.units import counted
 
 
-@click.command(short_help="Learn a device from tables of measured kernels.")
+@verb(
+    ("what calibrate-kernels --csv has written", "predict train tables -o edge.latency.json"),
+    (
+        "the tables that the Neurosurgeon replica published",
+        "predict train dataset/edge --seed-flops --name replica -o replica.latency.json",
+    ),
+    short_help="Learn a machine from tables of measured kernels.",
+)
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @output_option("Where to write what was learned (device.latency.json).", required=True)
-@click.option("--name", default="", metavar="TEXT", help="What the device is called (default: the folder's name).")
+@csv_option("Write how well each kind was learned.")
+@json_option
+@click.option("--name", default="", metavar="TEXT", help="What the machine is called (default: the folder's name).")
 @click.option("--engine", default="onnxruntime", show_default=True, metavar="NAME", help="What ran the kernels.")
-@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="The engine's device.")
+@click.option("-d", "--device", default="cpu", show_default=True, metavar="NAME", help="The engine's device.")
 @click.option("--threads", type=click.IntRange(0, 1024), default=0, metavar="N", help="Compute threads (0: not known).")
 @click.option("--note", default="", metavar="TEXT", help="Kept in the file: where the tables are from.")
 @click.option("--seed-flops", is_flag=True, help="FLOPs columns are counted as in the Neurosurgeon replica's tables.")
 @click.option("--seed", type=click.IntRange(0, 1 << 30), default=0, metavar="N", help="Of what is drawn in training.")
 def command(
-    folder: Path, output: Path, name: str, engine: str, device: str, threads: int, note: str, seed_flops: bool,
+    folder: Path, output: Path, csv_path: Path | None, as_json: bool,
+    name: str, engine: str, device: str, threads: int, note: str, seed_flops: bool,
     seed: int,
 ) -> None:  # fmt: skip
     """Learn what kernels cost from the tables in DIR: conv_lat.csv, dw_conv_lat.csv, linear_lat.csv, …
 
-    splitpoint calibrate-device --csv DIR writes such tables, and the Neurosurgeon replica published some. Rows with a
+    splitpoint calibrate-kernels --csv DIR writes such tables, and the Neurosurgeon replica published some. Rows with a
     latency that is no number, zero or negative are left out and named. Needs splitpoint[predict].
     """
     from splitpoint.predict.learn.boost import need_sklearn
@@ -54,20 +66,28 @@ def command(
             progress=lambda kind: show(f"learning {kind}"),
         )  # fmt: skip
     save_latency(output, latency)
-    _print(latency)
-    if not is_special(output):
+    if as_json:
+        click.echo(latency_bytes(latency), nl=False)
+    else:
+        _print(latency)
+    if csv_path is not None:
+        write_csv(csv_path, [dict(zip(_TITLES, cells, strict=True)) for cells in _cells(latency)], _TITLES)
+    if not (as_json or is_special(output)):
         click.echo(f"next: {install.command()} predict MODEL --on {output}")
-    wrote(output)
+    wrote(output, csv_path)
 
 
 _TITLES = ("kernels", "rows", "MAPE", "±5%", "±10%", "±20%", "in range")
 
 
+def _cells(latency: Latency) -> list[tuple[str, ...]]:
+    return [(kind, str(model.rows), *rates(model.score)) for kind, model in latency.kinds.items()]
+
+
 def _print(latency: Latency) -> None:
     """How well rows that were kept apart were predicted, a line a kind."""
     console = out()
-    cells = [(kind, str(model.rows), *rates(model.score)) for kind, model in latency.kinds.items()]
     console.print(f"{latency.name}: what was learned, judged by rows kept apart")
-    table(fields_of(_TITLES, left=_TITLES[:1], keep=_TITLES), cells, console=console)
+    table(fields_of(_TITLES, left=_TITLES[:1], keep=_TITLES), _cells(latency), console=console)
     if few := latency.too_little():
         console.print(few)

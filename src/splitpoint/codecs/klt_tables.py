@@ -110,7 +110,9 @@ class KltTables:
                 f"codec tables have at most {MAX_TABLES_BYTES >> 20} MiB, but these have {len(data)} bytes"
             )
         if len(data) < _HEAD.size or data[:4] != _MAGIC:
-            raise InputError("these bytes are no codec tables of this version: make them with splitpoint calibrate")
+            raise InputError(
+                "these bytes are no codec tables of this version: make them with splitpoint calibrate-codecs"
+            )
         _, rank, bands, classes, lowest, exponent, middle = _HEAD.unpack_from(data)
         at = _HEAD.size + 4 * rank
         if not 1 <= rank <= _MOST_RANK or len(data) < at:

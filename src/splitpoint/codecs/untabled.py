@@ -37,7 +37,7 @@ class Untabled(Codec):
         return 1024 * dims(spec)[0] + 4 * spec.elements
 
     def encode(self, array: Array) -> Array:
-        raise UsageError(f"{self.name} needs the tables of the very tensor: splitpoint calibrate learns them")
+        raise UsageError(f"{self.name} needs the tables of the very tensor: splitpoint calibrate-codecs learns them")
 
     def decode(self, data: Array, spec: TensorSpec) -> Array:
-        raise UsageError(f"{self.name} needs the tables of tensor {spec.name}: splitpoint calibrate learns them")
+        raise UsageError(f"{self.name} needs the tables of tensor {spec.name}: splitpoint calibrate-codecs learns them")

@@ -20,14 +20,14 @@ from typing import Any
 
 import msgspec
 
-from splitpoint.errors import ModelError, nearest
+from splitpoint.errors import ModelError
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
 from splitpoint.models import input_values as real
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model, bound_inputs, build
-from splitpoint.models.names import SHORT_NAMES, full_name, name_of
+from splitpoint.models.names import SHORT_NAMES, full_name, name_of, offered
 from splitpoint.models.reading import read
 from splitpoint.models.shapes import fix_shapes
 from splitpoint.models.zoo import ZOO, zoo_path
@@ -99,7 +99,7 @@ def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str
             _refuse_weights(weights, text)
         return path
     known = [*SHORT_NAMES, *(f"zoo:{n}" for n in ZOO)]
-    raise ModelError(f"no model is called {text}{nearest(text, known) or f': a MODEL is {_FORMS}'}")
+    raise ModelError(f"no model is called {text}{offered(text, known) or f': a MODEL is {_FORMS}'}")
 
 
 _FORMS = "an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package.module:function or a .pt2 file"

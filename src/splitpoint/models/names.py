@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from splitpoint.errors import nearest
 from splitpoint.text import plain
 
 SHORT_NAMES: Mapping[str, str] = {
@@ -59,3 +61,32 @@ def names_of(model: str) -> tuple[str, ...]:
     if model in SHORT_NAMES:
         names.append(name_of(SHORT_NAMES[model]))
     return tuple(dict.fromkeys(names))
+
+
+#: The classifiers of torchvision (0.21 and later), named without importing it, which takes seconds.
+TORCHVISION = """
+alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201
+efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
+efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_16gf regnet_x_1_6gf
+regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf regnet_y_128gf regnet_y_16gf regnet_y_1_6gf
+regnet_y_32gf regnet_y_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34 resnet50
+resnext101_32x8d resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
+shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn vgg13
+vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2
+""".split()  # noqa: SIM905 - eighty lines otherwise
+
+
+def offered(text: str, known: Iterable[str]) -> str:
+    """A phrase that names what `text` may mean: one of `known`, or what it is called in torchvision; or ``""``.
+
+    >>> offered("resnet50", ["lenet5"]), offered("ResNet-50", ["lenet5"])
+    ('; did you mean torchvision:resnet50?', '; did you mean torchvision:resnet50?')
+    """
+    name = text.lower().replace("-", "")
+    if name in TORCHVISION:
+        return f"; did you mean torchvision:{name}?"
+    ours = list(known)
+    theirs = set(TORCHVISION) - set(ours)
+    phrase = nearest(text, [*ours, *theirs])
+    return re.sub(r"[\w:]+", lambda word: f"torchvision:{word[0]}" if word[0] in theirs else word[0], phrase)

@@ -16,7 +16,7 @@ from splitpoint.units import ms, size
 
 #: Below this share two medians are alike, however narrow their bands: profiles repeat within 2 to 4 %.
 ALIKE = 0.02
-#: Objectives of which a model that is all on the device has nothing: no other answer can be better.
+#: Objectives of which a model that is all on the edge has nothing: no other answer can be better.
 _NOTHING: Mapping[str, str] = {"bytes": "no byte crosses the link", "server-time": "it takes no time of the server"}
 
 
@@ -29,7 +29,7 @@ def advise(options: Sequence[Option], best: Option, objective: str, *, limited: 
         # That is trivially the least: say what makes it a question.
         said = f"{_opening(best)}: {_NOTHING[objective]}, which is always the least"
         if limited:
-            return f"{said}, and the device keeps to the limits."
+            return f"{said}, and the edge keeps to the limits."
         return f"{said}: to rule that out, give a deadline (--deadline) or a memory limit (--max-edge-memory)."
     others = [o for o in options if not o.refused and o != best]
     plain = _least([o for o in others if o.kind != "split"], objective)
@@ -43,7 +43,7 @@ def advise(options: Sequence[Option], best: Option, objective: str, *, limited: 
         )
     if best.kind == "split":
         if plain is None:
-            return f"{said}; neither device nor server alone keeps to the constraints{hint}."
+            return f"{said}; neither edge nor server alone keeps to the constraints{hint}."
         return f"{said}, {_less(best, plain, objective)} {plain.label}{hint}."
     split = _least([o for o in others if o.kind == "split"], objective)
     if split is None:
@@ -77,13 +77,13 @@ def _opening(best: Option) -> str:
         unknown = "" if best.exact or best.quality is not None else " (accuracy not measured)"
         return best.label[0].upper() + best.label[1:] + unknown
     server = f"on the server, {best.label.rpartition(', ')[2]}"
-    where = {"device": "on the device", "server": server, "jpeg": "on the server with a JPEG frame"}[best.kind]
+    where = {"device": "on the edge", "server": server, "jpeg": "on the server with a JPEG frame"}[best.kind]
     return f"Do not split: run it all {where}"
 
 
 def _picture_hint(options: Sequence[Option], best: Option, objective: str) -> str:
     """A word about a picture that would win, but nobody knows how accurate it is, or splitpoint does not send it."""
-    reasons = {"its accuracy": ", if splitpoint calibrate finds it accurate enough", UNSENT: ", but is not sent"}
+    reasons = {"its accuracy": ", if splitpoint calibrate-codecs finds it accurate enough", UNSENT: ", but is not sent"}
     for option in options:
         if option.kind in ("jpeg", "opponent") and value(option, objective) < value(best, objective):
             for start, words in reasons.items():
@@ -183,10 +183,10 @@ def _pace_line(best: Option, second: Option) -> str:
 
 
 def pace(option: Option) -> str:
-    """The stage that sets the pace of a stream of requests: ``device``, ``link`` or ``server``."""
+    """The stage that sets the pace of a stream of requests: ``edge``, ``link`` or ``server``."""
     slowest = 1000 / option.throughput * (1 - 1e-9)
     if option.stages["edge"].ms + option.stages["encode"].ms >= slowest:
-        return "device"
+        return "edge"
     return "server" if option.stages["server"].ms >= slowest else "link"
 
 
@@ -224,15 +224,15 @@ def contradiction(limits: Constraints, nearest: Callable[[Constraints], Option |
 def _sentence(limits: Constraints, asked: Sequence[str], given_up: Sequence[str], nearest: Option) -> str:
     words = {
         "deadline_ms": f"an answer within {ms(limits.deadline_ms or 0)} ms",
-        "max_edge_memory": f"at most {size(limits.max_edge_memory or 0)} on the device",
+        "max_edge_memory": f"at most {size(limits.max_edge_memory or 0)} on the edge",
         "max_drop": "the accuracy budget",
         "agreement": "the agreement",
-        "keep_input_local": "keeping the input on the device",
+        "keep_input_local": "keeping the input on the edge",
     }
     what = " and ".join(words[name] for name in given_up)
     kept = [words[name] for name in asked if name not in given_up]
     beside = f" together with {' and '.join(kept)}" if kept else ""
     costs = [f"takes {ms(nearest.total.ms)} ms (nine in ten within {ms(nearest.total.high)})"]
     if "max_edge_memory" in given_up:
-        costs.insert(0, f"holds {size(nearest.edge_memory)} on the device")
+        costs.insert(0, f"holds {size(nearest.edge_memory)} on the edge")
     return f"{what} cannot be had{beside}: the nearest plan is {nearest.label}, which {' and '.join(costs)}"

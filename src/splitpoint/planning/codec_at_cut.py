@@ -20,7 +20,7 @@ def at_cut(calibration: Calibration, graph: Graph, cut: Cut, limits: Constraints
     """
     rows = [r for r in rows_at(calibration, graph, cut) if r.codec.partition(":")[0] in CODECS]
     named = [r for r in rows if r.codec in limits.codecs]
-    kept, why = [], "nothing was calibrated there (splitpoint calibrate)"
+    kept, why = [], "nothing was calibrated there (splitpoint calibrate-codecs)"
     for row in named if limits.codecs else rows:
         why = _refusal(row, limits)
         if not why:

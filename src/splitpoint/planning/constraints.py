@@ -102,7 +102,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         if not self.faithful:
             return ""
         if quality is None or quality.agreement is None:
-            return "its accuracy is not measured (splitpoint calibrate)"
+            return "its accuracy is not measured (splitpoint calibrate-codecs)"
         if self.agreement is not None and quality.agreement < self.agreement:
             return f"its agreement is {percent(quality.agreement)}"
         return "" if self.max_drop is None else over_budget(quality, self.max_drop)
@@ -116,9 +116,9 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         if self.max_drop is not None:
             words.append(f"a drop of at most {percent(self.max_drop)}")
         if self.max_edge_memory is not None:
-            words.append(f"at most {size(self.max_edge_memory)} on the device")
+            words.append(f"at most {size(self.max_edge_memory)} on the edge")
         if self.keep_input_local:
-            words.append("the input stays on the device")
+            words.append("the input stays on the edge")
         if self.max_bytes is not None:
             words.append(f"at most {size(round(self.max_bytes))} up")
         if self.deadline_ms is not None:
@@ -157,7 +157,7 @@ def check_budget(limits: Constraints, calibration: Calibration | None) -> None:
         return
     option = "--agreement" if limits.agreement is not None else "--max-drop"
     if calibration is None:
-        raise UsageError(f"{option} needs a calibration: splitpoint calibrate MODEL --images DIR -o calib.json")
+        raise UsageError(f"{option} needs a calibration: splitpoint calibrate-codecs MODEL --images DIR -o calib.json")
     if not calibration.judged:
         raise UsageError(
             f"{option} is about how many answers stay, and {calibration.output} of {calibration.model} is no "
@@ -169,7 +169,7 @@ def check_budget(limits: Constraints, calibration: Calibration | None) -> None:
 def over_budget(quality: Quality | None, max_drop: float) -> str:
     """Why lossy codecs of this quality are ruled out by `max_drop`; empty if they are not."""
     if quality is None or quality.agreement is None:
-        return "its accuracy is not measured (splitpoint calibrate)"
+        return "its accuracy is not measured (splitpoint calibrate-codecs)"
     if quality.bound <= max_drop:
         return ""
     if quality.agreement < 1:

@@ -40,7 +40,9 @@ class Host:
         """What a codec takes on this machine; InputError if the profile has no times for it."""
         cost = self._timed(codec)
         if cost is None and needs_tables(codec):
-            raise InputError(f"nothing says what {codec} takes: give a calibration that has it (splitpoint calibrate)")
+            raise InputError(
+                f"nothing says what {codec} takes: give a calibration that has it (splitpoint calibrate-codecs)"
+            )
         if cost is None:
             known = listed(self.profile.codecs)
             raise InputError(

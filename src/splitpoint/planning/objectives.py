@@ -56,7 +56,7 @@ def weights_of(objective: str, hosts: Sequence[Host]) -> ObjectiveWeights:
         watts = hosts[0].profile.watts
         if watts is None:
             raise UsageError(
-                "the device's profile has no watts, so energy is not known: give --edge-watts COMPUTE,TX,IDLE "
+                "the edge's profile has no watts, so energy is not known: give --edge-watts COMPUTE,TX,IDLE "
                 "(such as 7,3,2) to splitpoint profile or plan"
             )
         idle = (watts.idle,) * others

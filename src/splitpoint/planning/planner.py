@@ -351,4 +351,4 @@ def pair(profiles: Profiles) -> tuple[Profile, Profile]:
         edge, cloud = profiles
         return edge, cloud
     except (KeyError, ValueError, TypeError):
-        raise UsageError("profiles are (the device's, the server's), or {'edge': …, 'cloud': …}") from None
+        raise UsageError("profiles are (the edge's, the server's), or {'edge': …, 'cloud': …}") from None

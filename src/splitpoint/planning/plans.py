@@ -21,7 +21,7 @@ NO_OPTION: Final = "none"
 RangeKind = Literal["device", "server", "jpeg", "opponent", "split", "none"]
 #: What an option is, in the words of the table.
 KINDS = {
-    "device": "all on the device",
+    "device": "all on the edge",
     "server": "all on the server, raw input",
     "jpeg": "all on the server, JPEG",
     "opponent": "all on the server, another picture (priced only)",

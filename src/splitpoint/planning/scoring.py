@@ -131,10 +131,10 @@ class Scorer:
         if limits.shared is not None and (why := limits.shared.refusal(cut, self.graph)):
             reasons.append(why)
         if limits.keep_input_local and any(t.name in self._input_like for t in cut.crossing):
-            reasons.append("the input would leave the device")
+            reasons.append("the input would leave the edge")
         most = self.costs.hosts[0].most_memory
         if most is not None and (memory := self.memory_of(cut)) > most:
-            reasons.append(f"its head holds about {size(round(memory))} on the device")
+            reasons.append(f"its head holds about {size(round(memory))} on the edge")
         return "; ".join(reasons)
 
     def too_lossy(self, quality: Quality | None, names: Sequence[str]) -> str:
@@ -151,7 +151,7 @@ class Scorer:
         if all(n in asked or open_priced(n).exact for n in names):
             return ""
         if quality is None or quality.agreement is None:
-            return "its accuracy is not measured (splitpoint calibrate)"
+            return "its accuracy is not measured (splitpoint calibrate-codecs)"
         return "" if quality.agreement == 1 else f"{percent(1 - quality.agreement)} of the labels change"
 
     def lossy_refusal(self, cut: Cut, codec: str) -> str:

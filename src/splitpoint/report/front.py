@@ -17,7 +17,7 @@ COLUMNS: Sequence[str] = (
 _PICTURES = frozenset({".png", ".svg", ".pdf"})
 #: Kind → (what the legend calls it, colour).
 _COLOURS: Mapping[str, tuple[str, str]] = {
-    "device": ("all on the device", "#4c78a8"), "server": ("all on the server", "#e45756"),
+    "device": ("all on the edge", "#4c78a8"), "server": ("all on the server", "#e45756"),
     "jpeg": ("JPEG to the server", "#b279a2"), "opponent": ("another picture (priced only)", "#9d9d9d"),
     "split": ("split", "#54a24b"),
 }  # fmt: skip
@@ -59,7 +59,7 @@ def _draw(plan: Plan, options: Sequence[Option], path: Path) -> None:
             place = row["ms"], 100 * row["agreement"]
             if all(abs(place[0] / x - 1) > 0.08 or abs(place[1] - y) > 2 for x, y in shown if x):
                 shown.append(place)
-                name = f"{' + '.join(dict.fromkeys(option.codecs)) or 'device'} {size(option.up_nbytes)}"
+                name = f"{' + '.join(dict.fromkeys(option.codecs)) or 'edge'} {size(option.up_nbytes)}"
                 axes.annotate(name, place, (5, 3), textcoords="offset points", fontsize=7.5)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")

@@ -16,7 +16,7 @@ from splitpoint.text import end_of
 from splitpoint.units import mbps, ms, size
 
 #: Titles of the table, and those that are never left out when the terminal is narrow; nor is the objective's own.
-TITLES: Sequence[str] = ("", "option", "ms ± band", "device", "net", "server", "up", "req/s", "quality", "mJ")
+TITLES: Sequence[str] = ("", "option", "ms ± band", "edge", "net", "server", "up", "req/s", "quality", "mJ")
 _KEPT = frozenset(TITLES[:6])
 _OWN = {"bytes": "up", "throughput": "req/s", "energy": "mJ"}
 #: Characters: between columns; of an option's name at most while other columns still fit; of it at least.
@@ -58,7 +58,7 @@ def in_few_words(option: Option, room: int) -> str:
 
 
 def cells(option: Option, *, best: bool) -> tuple[str, ...]:
-    """One row by `TITLES`. Behind ± is the larger half of the band; ``device`` is computing and encoding; ``net`` both
+    """One row by `TITLES`. Behind ± is the larger half of the band; ``edge`` is computing and encoding; ``net`` both
     ways with the round trip. What was not measured has a ~ before it."""
     mark = "→" if best else "×" if option.refused else " "
     stages = option.stages
@@ -104,7 +104,7 @@ def seed_lines(plan: Plan) -> tuple[str, ...]:
     Where something else than latency is made least, the latency is that of the plan and not called the best.
     """
     place = {
-        "device": "output (all on the device)", "server": "input (all on the server)",
+        "device": "output (all on the edge)", "server": "input (all on the server)",
         "jpeg": "input (a JPEG, all on the server)",
     }  # fmt: skip
     where = place.get(plan.best.kind, plan.best.cut)
@@ -161,7 +161,7 @@ def _mbps(rate: float) -> str:
 
 #: Kind → (label, colour, dashes), in the order of the legend.
 _LINES: Mapping[str, tuple[str, str, str]] = {
-    "device": ("all on the device", "#4c78a8", "-"),
+    "device": ("all on the edge", "#4c78a8", "-"),
     "server": ("all on the server, raw input", "#e45756", "-"),
     "jpeg": ("all on the server, JPEG", "#b279a2", "--"),
     "opponent": ("all on the server, another picture (priced only)", "#9d9d9d", ":"),

@@ -84,7 +84,7 @@ class SweepRow:
         """Where it is cut, in words."""
         if not self.nodes:
             return "all on the server"
-        return f"split after {self.split_layer}" if self.crossing else "all on the device"
+        return f"split after {self.split_layer}" if self.crossing else "all on the edge"
 
     def flat(self) -> dict[str, Any]:
         """The row by `COLUMNS`."""
@@ -154,7 +154,7 @@ def _seconds(title: str, field: str, *, keep: bool = False) -> Column[SweepRow]:
 TABLE: Sequence[Column[SweepRow]] = (
     Column("", lambda r: "→" if r.verdict == FASTEST else "", keep=True),
     Column("cut", lambda r: r.place.removeprefix("split "), right=False, keep=True),
-    _seconds("device", "p50_compute", keep=True),
+    _seconds("edge", "p50_compute", keep=True),
     _seconds("up", "p50_transfer", keep=True),
     _seconds("recv", "p50_recv", keep=True),
     _seconds("total", "p50_rtt", keep=True),
@@ -203,7 +203,7 @@ def _row(line: dict[str, str]) -> SweepRow:
 
 #: Label → colour and seconds, bottom first: medians, which add up to nearly p50_rtt.
 _BARS: Mapping[str, tuple[str, Callable[[SweepRow], float]]] = {
-    "device compute": ("#4c78a8", lambda r: r.p50_compute),
+    "edge compute": ("#4c78a8", lambda r: r.p50_compute),
     "uplink": ("#f58518", lambda r: r.p50_transfer),
     "server queue": ("#bab0ac", lambda r: r.p50_queue),
     "server compute": ("#54a24b", lambda r: r.p50_server_compute),

@@ -156,7 +156,7 @@ class Fleet(Closable):
         here, there = (host.profile.machine for host in next(iter(self.planners.values())).hosts)
         if (here.system, here.processor) != (there.system, there.processor):
             return
-        call(on_step, "measuring whether device and server share cores, about a second")
+        call(on_step, "measuring whether edge and server share cores, about a second")
         long = [source for source in self.edges if min(self.whole_ms(source)) >= _SAYS_MS]
         nbytes = {source: self.edges[source].model.nbytes for source in long}
         source = min(long, key=nbytes.__getitem__) if long else max(self.edges, key=lambda s: self.whole_ms(s)[1])

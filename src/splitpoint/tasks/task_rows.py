@@ -47,12 +47,12 @@ def _spent(title: str, of: Callable[[TaskPlan], float]) -> Column[TaskPlan]:
     return Column(title, lambda r: ms(of(r)) if of(r) > 0 else "-", keep=True)
 
 
-#: For people. `device` is computing and encoding there, as in the other tables; what a plan does not know is empty.
+#: For people. `edge` is computing and encoding there, as in the other tables; what a plan does not know is empty.
 TABLE: Sequence[Column[TaskPlan]] = (
     Column("task", lambda r: r.task.name, right=False, keep=True),
     Column("cut", _option, right=False, keep=True),
     Column("Mbit/s", lambda r: mbps(r.up_mbps)),
-    _spent("device", lambda r: r.edge_ms),
+    _spent("edge", lambda r: r.edge_ms),
     _spent("transfer", lambda r: r.transfer_ms),
     _spent("server", lambda r: r.server_ms),
     _spent("waiting", lambda r: r.waiting_ms),
@@ -85,7 +85,7 @@ def summary_lines(summary: QueueSummary, *, predicted: bool = False) -> list[str
     lines = [
         f"{how}{counted(summary.tasks, 'task')} by {summary.policy} in {ms(summary.makespan_ms)} ms; "
         f"mean {ms(summary.mean_ms)} ms, p95 {ms(summary.p95_ms)} ms",
-        f"busy: device {usage.device:.0%}, link up {usage.link:.0%}, server {usage.server:.0%}",
+        f"busy: edge {usage.device:.0%}, link up {usage.link:.0%}, server {usage.server:.0%}",
     ]
     if summary.met or summary.missed:
         lines.append(f"deadlines: {summary.met} met, {summary.missed} missed")
@@ -93,7 +93,7 @@ def summary_lines(summary: QueueSummary, *, predicted: bool = False) -> list[str
         lines.append(_against_bound(summary, predicted))
     if summary.shared > 1:
         lines.append(
-            f"device and server share cores: while both compute, each takes {summary.shared:.1f} times as long "
+            f"edge and server share cores: while both compute, each takes {summary.shared:.1f} times as long "
             "(measured); the plan counts with it"
         )
     if not predicted:
@@ -103,5 +103,5 @@ def summary_lines(summary: QueueSummary, *, predicted: bool = False) -> list[str
             f"{ms(summary.predicted_ms)} ms were predicted; planned in {ms(summary.planning_ms)} ms{more}{again}"
         )
     if summary.local:
-        lines.append(f"{summary.local} finished on the device because the server was late or gone")
+        lines.append(f"{summary.local} finished on the edge because the server was late or gone")
     return lines

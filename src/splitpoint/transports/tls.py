@@ -191,7 +191,7 @@ def _whats_wrong(exc: ssl.SSLCertVerificationError) -> str | None:
     if exc.verify_code == _NOT_YET:
         return f"is not valid yet (today is {datetime.now(timezone.utc):%Y-%m-%d}: is the clock right?)"
     if exc.verify_code == _WRONG_PURPOSE:
-        return "is for another purpose: servers and devices need different ones"
+        return "is for another purpose: servers and edges need different ones"
     return None
 
 

@@ -11,7 +11,8 @@ from splitpoint.engines import ENGINES
 
 #: Verbs that open an engine. Those of `lab` that take a scenario find it there.
 RUN_MODELS = {
-    "demo", "verify", "profile", "serve", "run", "tasks", "calibrate", "calibrate-device", "plan", "compare", "sweep",
+    "demo", "verify", "profile", "serve", "run", "tasks", "calibrate-codecs", "calibrate-kernels", "plan", "compare",
+    "sweep",
     "lab faults",
 }  # fmt: skip
 

@@ -199,7 +199,7 @@ def test_visits_say_the_speed_of_those_that_were_visited() -> None:
 
 
 def refresh(*args: object) -> int:
-    return main(["calibrate-device", "--refresh", *map(str, args)])
+    return main(["calibrate-kernels", "--refresh", *map(str, args)])
 
 
 def here(**more: Any) -> Latency:

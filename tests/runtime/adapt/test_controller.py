@@ -337,7 +337,7 @@ def test_what_cannot_be_made_ready_is_said_and_left_for_a_while() -> None:
     world.ask_for(5)
     # It goes on with what there is, and does not ask again and again.
     assert world.cut.name != "output"
-    assert all(s.new != "all on the device" for s in adaptive.switches)
+    assert all(s.new != "all on the edge" for s in adaptive.switches)
     assert sum("could not switch" in e.sentence for e in world.told) == 1
 
 
@@ -478,7 +478,7 @@ def test_a_throttled_link_is_left_and_returned_to_without_a_wrong_answer(relayed
         assert ask_until(lambda: edge.cut.name == "input")
         first = edge.switches[0]
     assert first.old == "all on the server, raw input"
-    assert first.new == "all on the device"
+    assert first.new == "all on the edge"
     assert sum(e.kind == "switched" for e in told) == len(edge.switches) >= 2
 
 
@@ -520,7 +520,7 @@ def test_run_adapts_unless_told_not_to(
     assert len(given) == 1
     assert main(["run", *images, *words, "--probe-every", "0"]) == 0
     assert given[-1] == Watching(probe_every_s=0.0)
-    assert main(["run", *images, *words, "--probe-every", "3"]) == 0
+    assert main(["run", *images, *words, "--probe-every", "3s"]) == 0
     assert given[-1] == Watching(probe_every_s=3.0), "seconds, as --budget"
     assert main(["run", *images, *words, "--probe-every", "-1s"]) == 2
     assert "--probe-every is a time" in capsys.readouterr().err

@@ -249,7 +249,7 @@ def test_a_switch_that_the_edge_could_not_make_is_taken_back(plan: Planner) -> N
 
 
 def test_who_may_not_have_the_whole_model_takes_the_best_that_uses_the_server(plan: Planner) -> None:
-    """A server that hands out heads only: "all on the device" cannot be made ready, and the link has fallen."""
+    """A server that hands out heads only: "all on the edge" cannot be made ready, and the link has fallen."""
     decides, slow = adapter(plan), Conditions(link=Link(2, 8, 10))
     decides.decide(0.0, Conditions(link=FAST))
     assert decides.decide(0.25, slow).option.kind == "device"

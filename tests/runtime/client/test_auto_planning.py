@@ -235,7 +235,7 @@ def test_a_server_that_is_not_profiled_is_guessed_on(known: list[Basis], why: Sp
     planning.close()
     assert planning.stands_on == "guess"
     assert f"{why}; the plan stays a guess of the server, corrected by what requests take" in [e.sentence for e in told]
-    assert "this device is profiled" in planned(told)[1]
+    assert "this machine is profiled" in planned(told)[1]
 
 
 def test_an_edge_that_is_closed_meanwhile_says_no_more(known: list[Basis], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def test_a_window_keeps_the_slowest_stage_busy() -> None:
     assert window(option(50.0, total_ms=60.0)) == 4  # three stages of 20 ms: three under way, and one more
     assert window(option(100.0, total_ms=90.0)) == 10  # a long round trip
     assert window(option(1000.0, total_ms=1000.0)) == 32
-    assert window(option(20.0, total_ms=50.0)) == 2  # all on the device
+    assert window(option(20.0, total_ms=50.0)) == 2  # all on the edge
     assert window(option(inf)) == 2
 
 

@@ -12,19 +12,35 @@ from click.core import ParameterSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: The groups of options in a verb's help, in their order; the first has what no group of several verbs has.
+OWN, MODEL, ENGINE, CONNECTION, PLANNING, OUTPUT = SECTIONS = (
+    "Options", "Model", "Engine", "Connection", "Planning", "Output",
+)  # fmt: skip
 
-def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
-    """One decorator of several, which stand in this order in the help."""
+
+def together(*options: Callable[[Any], Any], section: str = "") -> Callable[[F], F]:
+    """One decorator of several, which stand in this order in the help, in that `section` of it."""
 
     def decorate(function: F) -> F:
+        before = len(getattr(function, "__click_params__", ()))
         for option in reversed(options):
             function = option(function)
+        if section:
+            for param in getattr(function, "__click_params__", ())[before:]:
+                vars(param).setdefault("section", section)
         return function
 
     return decorate
 
 
-def gathered(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
+def section_of(param: click.Parameter) -> str:
+    """The section of a verb's help that an option stands in."""
+    return str(vars(param).get("section", OWN))
+
+
+def gathered(
+    name: str, make: Callable[..., Any], *options: Callable[[Any], Any], section: str = ""
+) -> Callable[[F], F]:
     """Options as the one parameter `name`: what `make` makes of the values of those it has parameters for.
 
     They are `options`, and what stands above in the list of decorators.
@@ -37,7 +53,7 @@ def gathered(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]
             values[name] = make(**{option: values.pop(option) for option in own if option in values})
             return function(*args, **values)
 
-        return cast(F, together(*options)(command))
+        return cast(F, together(*options, section=section)(command))
 
     return decorate
 

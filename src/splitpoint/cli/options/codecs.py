@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.files import load_calibration
 from splitpoint.calibration.tables import tables_of
-from splitpoint.cli.options import together
-from splitpoint.cli.options.quantities import AGREEMENT, SHARE, SIZE
+from splitpoint.cli.options import PLANNING, together
+from splitpoint.cli.options.quantities import AGREEMENT, BYTES, SHARE
 from splitpoint.codecs import known_names
 from splitpoint.errors import UsageError
 from splitpoint.models.model import Model
 from splitpoint.models.names import full_name
 from splitpoint.models.zoo import zoo_path
 
-codec_choice_option = click.option(
+
+def _option(*names: str, **more: Any) -> Callable[[Any], Any]:
+    return together(click.option(*names, **more), section=PLANNING)
+
+
+codec_choice_option = _option(
     "--codec", "codecs", multiple=True, metavar="NAME|TENSOR=NAME",
     help=f"How what crosses travels: {known_names()}. For all that it takes, or for one tensor (may be given several "
     "times). Default: raw.",
 )  # fmt: skip
-codec_names_option = click.option(
+codec_names_option = _option(
     "--codec", "codecs", multiple=True, metavar="NAME",
     help=f"What may cross encoded: {known_names()}. Several may be given.",
 )  # fmt: skip
@@ -35,22 +41,23 @@ fidelity_options = together(
     click.option("--max-drop", type=SHARE, metavar="SHARE",
                  help="The most of that share that may be lost, such as 1%, with 95 % confidence: stricter than "
                       "--agreement 99%, by how few inputs the calibration had (needs a calibration)."),
-    click.option("--max-bytes", type=SIZE, metavar="SIZE",
+    click.option("--max-bytes", type=BYTES, metavar="SIZE",
                  help="The most that a request sends, such as 4kB. klt takes a coarser step for a frame that has more. "
                       "Where nothing else says how well answers must be kept: as well as they can be within that, by "
                       "the calibration."),
+    section=PLANNING,
 )  # fmt: skip
-#: What `splitpoint calibrate` calls a calibration beside MODEL.onnx.
+#: What `splitpoint calibrate-codecs` calls a calibration beside MODEL.onnx.
 BESIDE = ".calib.json"
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _THERE = f"Default: MODEL{BESIDE} beside MODEL.onnx, if it is there."
-calibration_option = click.option(
+calibration_option = _option(
     "--calibration", "--calib", "calib", type=_FILE, metavar="FILE",
-    help=f"What codecs cost in accuracy, and the tables of klt, from splitpoint calibrate. {_THERE}",
+    help=f"What codecs cost in accuracy, and the tables of klt, from splitpoint calibrate-codecs. {_THERE}",
 )  # fmt: skip
-calibrations_option = click.option(
+calibrations_option = _option(
     "--calibration", "--calib", "calibs", type=_FILE, multiple=True, metavar="FILE",
-    help=f"The tables of klt for one of the models, from splitpoint calibrate; may be given several times. {_THERE}",
+    help=f"The tables of klt for one of the models, from splitpoint calibrate-codecs; one a model. {_THERE}",
 )  # fmt: skip
 
 

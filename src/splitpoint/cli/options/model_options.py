@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from splitpoint.calibration.calibrations import Calibration
-from splitpoint.cli.options import gathered
+from splitpoint.cli.console import fetching, waiting
+from splitpoint.cli.options import MODEL, gathered, together
 from splitpoint.cli.options.codecs import calibration_for
 from splitpoint.cli.options.engine import EngineChoice, engine_options
 from splitpoint.cli.options.server_options import cache_option
@@ -22,6 +23,7 @@ from splitpoint.models import load
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.input_values import listed
 from splitpoint.models.model import Model
+from splitpoint.models.names import full_name
 from splitpoint.security import Security
 from splitpoint.tensors import load_arrays
 
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _FILE = click.Path(path_type=Path)
 
-allow_domain_option = click.option("--allow-domain", "allow_domains", multiple=True, metavar="DOMAIN",
-                                   help="Run all operators of this domain: for a model, of someone you trust, with "
-                                        "others than ONNX's and the usual ones of com.microsoft.")  # fmt: skip
+allow_domain_option = together(
+    click.option("--allow-domain", "allow_domains", multiple=True, metavar="DOMAIN",
+                 help="Run all operators of this domain: for a model, of someone you trust, with others than ONNX's "
+                      "and the usual ones of com.microsoft."),
+    section=MODEL,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,13 @@ class Opening:
         With `photos` an input may also be one: it says nothing that is needed here.
         """
         values = self._values(photos)
-        loaded = load(
-            model, shapes=parse_shapes(self.shapes), weights=self.weights, input_spec=self.input_spec, values=values,
-            allow_domains=self.allow_domains,
-        )  # fmt: skip
+        # An export takes 10 to 60 s; what is in the cache is there before a word of it.
+        exporting = f"exporting {model} with PyTorch, kept for the next time; mostly 10 to 60 s"
+        with waiting(exporting) if is_exported(model) else nullcontext():
+            loaded = load(
+                model, shapes=parse_shapes(self.shapes), weights=self.weights, input_spec=self.input_spec,
+                values=values, allow_domains=self.allow_domains,
+            )  # fmt: skip
         assumed = loaded.graph.assumed
         if any(name != "batch" for name in assumed):
             free = ", ".join(f"{name} = {size}" for name, size in assumed.items())
@@ -78,12 +86,12 @@ class Opening:
         return model.with_values(values) if values else model
 
     def here(self, model: str | None) -> Model | None:
-        """MODEL if it is on this device, loaded; None if it is one of the server's. UsageError for options that would
+        """MODEL if it is on this machine, loaded; None if it is one of the server's. UsageError for options that would
         change nothing then."""
         if model is not None and is_local(model):
             return self.load(model)
         if self.shapes or self.weights:
-            raise UsageError("--shape and --weights are for a model on this device; here the server's is used as it is")
+            raise UsageError("--shape and --weights are for a model on this machine: the server's is used as it is")
         return None
 
     def _values(self, photos: bool = False) -> dict[str, Any]:
@@ -113,6 +121,7 @@ model_options = gathered(
     click.option("--value", "values", multiple=True, metavar="NAME=NUMBER[,…]",
                  help="A real value for an input that must make sense: --value sr=16000. Given once, it is kept."),
     allow_domain_option,
+    section=MODEL,
 )  # fmt: skip
 
 
@@ -130,7 +139,10 @@ class Here:
         from splitpoint.runtime.client.edge_settings import ModelPolicy
 
         models = ModelPolicy(allow_domains=self.opening.allow_domains)
-        return Edge(cloud, model, at="cut:input", cache=self.cache, security=security, models=models, **more)
+        return Edge(
+            cloud, model, at="cut:input", cache=self.cache, security=security, models=models,
+            on_progress=fetching("fetching weights"), **more,
+        )  # fmt: skip
 
     @contextmanager
     def reached(
@@ -154,8 +166,18 @@ cuts_option = click.option("--cuts", default="chain", metavar="chain|all|N", sho
                            help="Single-tensor cuts, every topological prefix, or N spread over all.")  # fmt: skip
 
 
+def is_exported(name: str) -> bool:
+    """Whether MODEL is PyTorch's: it is exported when it is needed for the first time."""
+    text = full_name(name)
+    if text.startswith("zoo:") or text.endswith(".onnx"):
+        return False
+    from splitpoint.models.torch import is_torch_source
+
+    return is_torch_source(text)
+
+
 def is_local(name: str) -> bool:
-    """Whether MODEL is on this device, rather than a name the server knows."""
+    """Whether MODEL is on this machine, rather than a name the server knows."""
     path = Path(name)
     if path.suffix in (".onnx", ".pt2") or name.startswith("zoo:"):
         return True

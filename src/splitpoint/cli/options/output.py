@@ -1,4 +1,8 @@
-"""Options that name what is written: --output, --csv, --png, --xlsx (a file, standard output, or a folder), --json."""
+"""Options that name what is written: --output, --csv, --png, --xlsx (a file, standard output, or a folder), --json.
+
+Every verb that prints results has --json and -o: what is in the file is what --json prints, unless the verb makes
+a file of its own (a plan, a model, a folder). Every verb that prints a table has --csv.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
+from splitpoint.cli.options import OUTPUT as SECTION
+from splitpoint.cli.options import together
 from splitpoint.errors import MissingExtraError, UsageError
-from splitpoint.files import STDOUT, check_writable, is_special, is_stdout
+from splitpoint.files import STDOUT, check_writable, is_special, is_stdout, write_atomic
 
 #: Where the command line's context keeps which option is at standard output.
 _AT_STDOUT = f"{__name__}.at_stdout"
@@ -53,30 +60,38 @@ OUTPUT, OUTPUT_FOLDER = _Output(), _OutputFolder()
 
 Option = Callable[[Any], Any]
 
-json_option: Option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+def _option(*names: str, **more: Any) -> Option:
+    return together(click.option(*names, **more), section=SECTION)
 
 
-def output_option(text: str, *, metavar: str = "FILE", folder: bool = False, **more: Any) -> Option:
-    """-o, --output: the parameter `output`."""
+json_option: Option = _option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def output_option(text: str, *old: str, metavar: str = "FILE", folder: bool = False, **more: Any) -> Option:
+    """-o, --output: the parameter `output`, or that named in `old`, beside spellings of before."""
     kind = OUTPUT_FOLDER if folder else OUTPUT
-    return click.option("-o", "--output", "--out", type=kind, metavar=metavar, help=text, **more)
+    return _option("-o", "--output", "--out", *old, type=kind, metavar=metavar, help=text, **more)
 
 
-def csv_option(text: str, **more: Any) -> Option:
+result_option = output_option("Write what --json prints.")
+
+
+def csv_option(text: str) -> Option:
     """--csv: the parameter `csv_path`."""
-    return click.option("--csv", "csv_path", type=OUTPUT, metavar="FILE", help=text, **more)
+    return _option("--csv", "csv_path", type=OUTPUT, metavar="FILE", help=text)
 
 
 def png_option(text: str) -> Option:
     """--png: the parameter `png_path`. MissingExtraError without matplotlib, before any work."""
     needs = _needing("matplotlib", "plot", "draw pictures")
-    return click.option("--png", "png_path", type=OUTPUT, metavar="FILE", callback=needs, help=text)
+    return _option("--png", "png_path", type=OUTPUT, metavar="FILE", callback=needs, help=text)
 
 
 def xlsx_option(text: str) -> Option:
     """--xlsx: the parameter `xlsx_path`. MissingExtraError without openpyxl, before any work."""
     needs = _needing("openpyxl", "xlsx", "write spreadsheets")
-    return click.option("--xlsx", "xlsx_path", type=OUTPUT, metavar="FILE", callback=needs, help=text)
+    return _option("--xlsx", "xlsx_path", type=OUTPUT, metavar="FILE", callback=needs, help=text)
 
 
 def _needing(package: str, extra: str, what: str) -> Callable[..., Path | None]:
@@ -86,6 +101,13 @@ def _needing(package: str, extra: str, what: str) -> Callable[..., Path | None]:
         return path
 
     return check
+
+
+def save_json(path: Path | None, data: Any) -> None:
+    """Writes what --json prints there, if it is anywhere, and says so."""
+    if path is not None:
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(data), indent=1))
+        wrote(path)
 
 
 def wrote(*paths: Path | None) -> None:

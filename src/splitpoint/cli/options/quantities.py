@@ -1,4 +1,9 @@
-"""Quantities on a command line → numbers: times, sizes, rates, shares, watts. Each has a type for `click.option`."""
+"""Quantities on a command line → numbers: times, sizes, rates, shares, watts. Each has a type for `click.option`.
+
+One rule: a time and a size have a unit (``200ms``, ``5m``, ``100MB``), as a bare number could be seconds or
+milliseconds, bytes or megabytes. 0 needs none, nor does a number whose option says what it counts (--max-bytes,
+--rate, --days).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,14 @@ from typing import Any
 import click
 from click.types import StringParamType
 
+from splitpoint.cli.options import PLANNING, together
 from splitpoint.errors import UsageError
 from splitpoint.profile.profiles import Watts
 
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+)\s*(/?\s*[a-z]*)")
+_BARE = re.compile(r"[0-9]{0,20}\.?[0-9]{1,20}")
+#: What a bare number is answered with.
+_TIMES, _MEMORY = ("ms", "s", "m"), ("kB", "MB", "GB")
 
 
 class Quantity(StringParamType):
@@ -33,6 +42,10 @@ class Quantity(StringParamType):
         option = max(param.opts, key=len) if param is not None else "it"
         number = self.parse(value, option)
         if number is None:
+            bare = value.strip()
+            if self._units and "" not in self._units and _BARE.fullmatch(bare) and float(bare):
+                could = [bare + unit for unit in (_TIMES if "ms" in self._units else _MEMORY)]
+                raise UsageError(f"{option} {bare} needs its unit: {', '.join(could[:-1])} or {could[-1]}")
             short = value if len(value) <= 40 else value[:39] + "…"
             raise UsageError(f"{option} is {self._what}, not {short}")
         return number
@@ -74,40 +87,42 @@ _BYTES = {
     for i in ("", "i")[: 1 + power]
     for b in ("", "b")
 }
-_SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
-_MILLISECONDS = {unit: factor * 1e3 for unit, factor in _SECONDS.items()} | {"": 1.0}
+_SIZES = {unit: factor for unit, factor in _BYTES.items() if unit}
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_MILLISECONDS = {unit: factor * 1e3 for unit, factor in _SECONDS.items()}
 _DAY_S = 86400.0
 
 SHARE = _Share("a share of the answers, such as 1% or 0.01", {}, 1.0)
 AGREEMENT = _Share("a share of the answers, such as 98% or 0.98, and at most 100%", {}, 1.0 + 1e-12)
 #: Bytes.
-SIZE = Quantity("a size such as 100MB, above zero and at most a petabyte", _BYTES, 1e15)
+SIZE = Quantity("a size such as 100MB, above zero and at most a petabyte", _SIZES, 1e15)
+#: The same where the option is called so: a bare number is bytes.
+BYTES = Quantity("a size such as 4kB, above zero and at most a petabyte", _BYTES, 1e15)
 #: Frames a second.
 RATE = Quantity(
     "frames a second, such as 30 or 0.5, above zero and at most a million",
     dict.fromkeys(("", "/s", "fps", "hz"), 1.0),
     1e6,
 )
-#: Milliseconds; a bare number is that.
+#: Milliseconds.
 MS, MS_OR_0 = (
     Quantity("a time such as 200ms or 1.5s, above zero and at most a day", _MILLISECONDS, _DAY_S * 1e3, zero=zero)
     for zero in (False, True)
 )
-#: Seconds; a bare number is that.
+#: Seconds.
 SECONDS, SECONDS_OR_0 = (
     Quantity("a time like 60s or 5m, above 0 and at most a day", _SECONDS, _DAY_S, zero=zero) for zero in (False, True)
 )
 WATTS = _Watts("COMPUTE,TX,IDLE in watts, such as 7,3,2", {}, 1e6)
 
 
-def budget_option(default: str, text: str, *, metavar: str = "TIME", zero: bool = False) -> Callable[[Any], Any]:
+HOUR_OR_0 = Quantity("a time like 30s or 5m, at most an hour, or 0", _SECONDS, 3600.0, zero=True)
+
+
+def budget_option(default: str, text: str, *, zero: bool = False) -> Callable[[Any], Any]:
     """--budget: the parameter `budget_s`, which may be 0 if that makes sense (`zero`)."""
-    return click.option(
-        "--budget",
-        "budget_s",
-        type=SECONDS_OR_0 if zero else SECONDS,
-        default=default,
-        show_default=True,
-        metavar=metavar,
-        help=text,
+    kind = SECONDS_OR_0 if zero else SECONDS
+    option = click.option(
+        "--budget", "budget_s", type=kind, default=default, show_default=True, metavar="TIME", help=text
     )
+    return together(option, section=PLANNING)

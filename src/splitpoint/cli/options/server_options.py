@@ -1,4 +1,4 @@
-"""The server that a device is to reach: --cloud, how to speak with it, and where what it hands out is kept."""
+"""The server that an edge is to reach: --cloud, how to speak with it, and where what it hands out is kept."""
 
 from __future__ import annotations
 
@@ -7,29 +7,58 @@ from pathlib import Path
 
 import click
 
-from splitpoint.cli.options import F, gathered, together
+from splitpoint.cli.options import CONNECTION, PLANNING, F, gathered, together
 from splitpoint.errors import UsageError
 from splitpoint.machine import keep_to_memory
 from splitpoint.security import OPEN, Security, client_security, server_security
 
 _FILE = click.Path(path_type=Path)
 
-cache_option = click.option(
-    "--cache", type=_FILE, metavar="DIR", envvar="SPLITPOINT_CACHE", help="Where blobs are kept."
+cache_option = together(
+    click.option("--cache", type=_FILE, metavar="DIR", envvar="SPLITPOINT_CACHE",
+                 help="Where what was fetched, exported and measured is kept."),
+    section=CONNECTION,
+)  # fmt: skip
+
+fresh_option = together(
+    click.option("--fresh", is_flag=True, help="Profile this machine anew, whatever an earlier run has kept."),
+    section=PLANNING,
 )
 
-fresh_option = click.option(
-    "--fresh", is_flag=True, help="Profile this machine anew, whatever an earlier run has kept."
-)
+
+def port_option(default: int, text: str, *, least: int = 0) -> Callable[[F], F]:
+    """-p, --port, of what listens."""
+    kind = click.IntRange(least, 65535)
+    option = click.option("-p", "--port", type=kind, default=default, show_default=True, metavar="N", help=text)
+    return together(option, section=CONNECTION)
 
 
 def cloud_option(required: bool = True) -> Callable[[F], F]:
     """--cloud, and how to speak with it: the command gets `security` too."""
     return together(
-        click.option("--cloud", required=required, metavar="[SCHEME://]HOST[:PORT]",
-                     help="The server that runs the other half (port 3277)."),
+        gathered(
+            "cloud",
+            _at_port,
+            click.option("--cloud", required=required, metavar="[SCHEME://]HOST[:PORT]",
+                         help="The server that runs the other half (port 3277)."),
+            click.option("-p", "--port", type=click.IntRange(1, 65535), metavar="N", help="The server's port."),
+        ),
         security_options,
+        section=CONNECTION,
     )  # fmt: skip
+
+
+def _at_port(cloud: str | None, port: int | None) -> str | None:
+    """``gpu.local`` and 9999 → ``gpu.local:9999``. UsageError where the address has a port of its own."""
+    if port is None:
+        return cloud
+    if cloud is None:
+        raise UsageError("-p is a server's port: name the server with --cloud HOST")
+    host = cloud.rpartition("://")[2]
+    bare = host.count(":") > 1 and not host.startswith("[")  # of IPv6
+    if ":" in host and not (bare or host.endswith("]")):
+        raise UsageError(f"--cloud {cloud} has a port already: leave out -p {port}")
+    return f"{cloud.removesuffix(host)}[{host}]:{port}" if bare else f"{cloud}:{port}"
 
 
 def _client(
@@ -54,12 +83,13 @@ security_options = gathered(
     click.option("--ca", type=_FILE, metavar="FILE",
                  help="TLS, with a server whose certificate this authority has signed (or SPLITPOINT_CA)."),
     click.option("--tls-cert", "certificate", type=_FILE, metavar="FILE",
-                 help="This device's certificate, for a server that wants one (or SPLITPOINT_TLS_CERT)."),
+                 help="The certificate of this edge, for a server that wants one (or SPLITPOINT_TLS_CERT)."),
     click.option("--tls-key", "key", type=_FILE, metavar="FILE", help="Its private key (or SPLITPOINT_TLS_KEY)."),
     click.option("--token-file", type=_FILE, metavar="FILE",
                  help="The server's token (or SPLITPOINT_TOKEN_FILE, SPLITPOINT_TOKEN)."),
     click.option("--server-name", default="", metavar="NAME",
                  help="The name in the server's certificate, where it is not the address's."),
+    section=CONNECTION,
 )  # fmt: skip
 
 
@@ -71,9 +101,10 @@ server_security_options = gathered(
                  help="TLS, with this certificate and its chain (or SPLITPOINT_TLS_CERT); see splitpoint keys."),
     click.option("--tls-key", "key", type=_FILE, metavar="FILE", help="Its private key (or SPLITPOINT_TLS_KEY)."),
     click.option("--client-ca", type=_FILE, metavar="FILE",
-                 help="Devices must have a certificate that this authority has signed (or SPLITPOINT_CLIENT_CA)."),
+                 help="Edges must have a certificate that this authority has signed (or SPLITPOINT_CLIENT_CA)."),
     click.option("--token-file", type=_FILE, metavar="FILE",
-                 help="Devices must know the token in it (or SPLITPOINT_TOKEN_FILE, SPLITPOINT_TOKEN)."),
+                 help="Edges must know the token in it (or SPLITPOINT_TOKEN_FILE, SPLITPOINT_TOKEN)."),
     click.option("--insecure", is_flag=True,
                  help="Serve other machines without TLS and a token or client certificates."),
+    section=CONNECTION,
 )  # fmt: skip

@@ -79,7 +79,7 @@ def collect(
         raise UsageError(f"the time budget must be above 0 seconds, not {budget_s:g}")
     refuse_limit()
     if not isinstance(engine, KernelTimer):
-        raise EngineError(f"{engine.name} does not say what its kernels take: a device is calibrated with onnxruntime")
+        raise EngineError(f"{engine.name} does not say what its kernels take: a machine is calibrated with onnxruntime")
     survey = _Survey(collection, engine, fit, clock, pause)
     now = clock()
     while True:

@@ -217,7 +217,7 @@ def _check(collection: Collection) -> None:
 
 
 _COLLECTIONS = Documents(
-    what="a calibration under way", holds=Collection, format=FORMAT, made_by="splitpoint calibrate-device -o",
+    what="a calibration under way", holds=Collection, format=FORMAT, made_by="splitpoint calibrate-kernels -o",
     most_bytes=256 << 20,  # an hour of a fast machine has 20 MB
     check=_check, write=lambda collection: msgspec.json.encode(collection) + b"\n",
 )  # fmt: skip

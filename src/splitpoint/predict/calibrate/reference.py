@@ -60,7 +60,7 @@ def network(reference: Reference) -> Model:
             return model
     raise InputError(
         f"the latency file's reference network {reference.name} is of another version of splitpoint: calibrate anew "
-        "(splitpoint calibrate-device)"
+        "(splitpoint calibrate-kernels)"
     )
 
 
@@ -120,7 +120,7 @@ def measure(
             taken = visit(network(reference), engine, clock, pause, REFERENCE_S)
             visits.setdefault(reference.name, []).append(taken)
     if (speed := speed_of(references, visits)) is None:
-        raise InputError("the latency file has no reference networks: calibrate anew (splitpoint calibrate-device)")
+        raise InputError("the latency file has no reference networks: calibrate anew (splitpoint calibrate-kernels)")
     if not _LEAST_RATIO < speed.ratio < 1 / _LEAST_RATIO:
         raise InputError(f"{speed}: that is another machine, or a damaged file; calibrate anew")
     return speed

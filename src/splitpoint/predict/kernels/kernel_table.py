@@ -82,7 +82,7 @@ def read_tables(folder: Path | str) -> tuple[dict[str, Table], list[str]]:
 def read_table(path: Path, kind: KernelKind) -> tuple[Table, list[str]]:
     """The table in one file, and a sentence for each reason why lines of it were left out."""
     try:
-        text = read_file(path, _MOST_BYTES, "a table", "splitpoint calibrate-device --csv").decode("utf-8-sig")
+        text = read_file(path, _MOST_BYTES, "a table", "splitpoint calibrate-kernels --csv").decode("utf-8-sig")
         lines = list(csv.reader(io.StringIO(text), strict=True))
     except (UnicodeDecodeError, csv.Error) as exc:
         raise InputError(f"{path} is not a table of comma-separated values: {exc}") from exc

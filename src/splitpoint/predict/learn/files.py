@@ -24,7 +24,7 @@ def load_latency(name: Path | str) -> Latency:
         path = _FOLDER / f"{name}.latency.json"
     elif not path.exists():
         raise InputError(
-            f"there is no latency file {name}{nearest(str(name), SHIPPED)}: splitpoint calibrate-device writes one, "
+            f"there is no latency file {name}{nearest(str(name), SHIPPED)}: splitpoint calibrate-kernels writes one, "
             f"and {' and '.join(SHIPPED)} come with splitpoint"
         )
     return LATENCIES.load(path)
@@ -77,7 +77,7 @@ def _check_kind(kind: str, model: KindModel) -> None:
 
 
 LATENCIES = Documents(
-    what="a latency file", holds=Latency, format=FORMAT, made_by="splitpoint calibrate-device -o",
+    what="a latency file", holds=Latency, format=FORMAT, made_by="splitpoint calibrate-kernels -o",
     most_bytes=128 << 20,  # a file trained on 20,000 rows has 3 MB
     marks=("kinds", "roofline"), check=_check, write=latency_bytes,
 )  # fmt: skip

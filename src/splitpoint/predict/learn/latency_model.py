@@ -217,7 +217,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not said:
             return ""
-        longer = "measure on with a longer budget (splitpoint calibrate-device --budget 5m -o FILE)"
+        longer = "measure on with a longer budget (splitpoint calibrate-kernels --budget 5m -o FILE)"
         return f"{'; '.join(said)}: ranges are wide for that; {longer if self.machine else 'train on more rows'}"
 
     def knows(self, kernel: Kernel) -> bool:

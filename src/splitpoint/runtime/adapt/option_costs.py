@@ -60,7 +60,7 @@ class View:
         return None if self.easier is self.planner else self.easier.best(self.link)
 
     def alone(self) -> Option | None:
-        """What to do without a server: all on the device, in whatever time; None if a constraint rules it out."""
+        """What to do without a server: all on the edge, in whatever time; None if a constraint rules it out."""
         local = self.easier.local(self.link)
         return None if local.refused else local
 

@@ -1,7 +1,7 @@
 """What changing the cut cost: each switch, and the gaps between answers around it. Pure.
 
->>> print(Switch(12.0, "all on the server", "all on the device", "2 Mbit/s up", 580.0, 78.2, 77.5))
-switched after 12.0 s: all on the server → all on the device (2 Mbit/s up), expected to gain 580 ms; 78.2 ms between \
+>>> print(Switch(12.0, "all on the server", "all on the edge", "2 Mbit/s up", 580.0, 78.2, 77.5))
+switched after 12.0 s: all on the server → all on the edge (2 Mbit/s up), expected to gain 580 ms; 78.2 ms between \
 answers, usually 77.5
 """
 

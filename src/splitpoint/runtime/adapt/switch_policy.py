@@ -168,7 +168,7 @@ class Adapter:
         return self._costs.view(conditions).remote()
 
     def _instead(self, now_s: float, view: View, conditions: Conditions) -> Option | None:
-        """The better of all on the device and the best that uses the server, of what is not barred."""
+        """The better of all on the edge and the best that uses the server, of what is not barred."""
         both = (view.alone(), view.remote() if conditions.reachable else None)
         left = [o for o in both if o is not None and not (self._barred and self._barred.bars(now_s, o))]
         return min(left, key=lambda o: value(o, self._costs.objective), default=None)

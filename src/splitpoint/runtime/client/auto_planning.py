@@ -275,7 +275,7 @@ class AutoPlanning:
             why = "; ".join(side.why for side in self._sides)
             said = f"a guess to begin with: {option.label} ({why}; link {link})"
         else:
-            both = "both sides are" if sure else "this device is"
+            both = "both sides are" if sure else "this machine is"
             if _alike(option, plan.best):
                 then = "as now"
             elif self._guessed is None and self._how.adapt:

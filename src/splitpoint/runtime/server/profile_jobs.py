@@ -219,7 +219,7 @@ class Profiling:
             check()
             profile = _noted(profile, self._served() - before)
             data = profile_bytes(profile)
-            self._tell(Event("profiling", f"measured {name}: {profile.measured} cuts"))
+            self._tell(Event("profiling", f"measured {name}: {counted(profile.measured, 'cut')}"))
             return inf if profile.complete else job.budget_s, data
         except (_Cancelled, Enough) as exc:
             if isinstance(exc, Enough) and not self._closed.is_set():

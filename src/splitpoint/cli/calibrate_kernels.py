@@ -1,4 +1,4 @@
-"""splitpoint calibrate-device: learn what kernels cost on this machine, to price networks that never ran here."""
+"""splitpoint calibrate-kernels: learn what kernels cost on this machine, to price networks that never ran here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from splitpoint import install
 from splitpoint.cli.console import bold, countdown, line, out, say, table, waiting
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.latency_files import in_words
 from splitpoint.cli.options import given
 from splitpoint.cli.options.engine import EngineChoice, engine_of, engine_options
@@ -44,7 +45,10 @@ _MUCH = 0.4
 _USUAL_ROWS = 50
 
 
-@click.command()
+@verb(
+    ("five minutes of measuring; predict and plan --edge take the file", "calibrate-kernels -o edge.latency.json"),
+    ("the machine is slower today, or faster: half a minute", "calibrate-kernels --refresh -o edge.latency.json"),
+)
 @output_option(
     "Where to write what was learned; the measurements go beside it (device.strips.json).",
     default=Path("device.latency.json"), show_default=True,
@@ -58,7 +62,7 @@ _USUAL_ROWS = 50
     help="Write the measurements as tables, one CSV file a kind (splitpoint predict train DIR learns from them).",
 )
 @click.option(
-    "--name", default="", metavar="TEXT", help="What the device is called in tables (default: its processor)."
+    "--name", default="", metavar="TEXT", help="What this machine is called in tables (default: its processor)."
 )
 @click.option("--note", default="", metavar="TEXT", help="Kept in the file: what is special about this machine.")
 @click.option(

@@ -1,4 +1,4 @@
-"""splitpoint calibrate: what codecs cost in accuracy, with real inputs."""
+"""splitpoint calibrate-codecs: what codecs cost in accuracy, with real inputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from splitpoint.calibration.measures import MEASURES
 from splitpoint.calibration.tables import LEAST_APART, apart, learn_tables
 from splitpoint.calibration.worthwhile_cuts import worthwhile
 from splitpoint.cli.console import err, out, say, steps, table
+from splitpoint.cli.help_pages import verb
 from splitpoint.cli.input_files import read_named, recursive_option
 from splitpoint.cli.options.codecs import BESIDE, beside
 from splitpoint.cli.options.model_options import Here, running_options
-from splitpoint.cli.options.output import json_option, output_option, wrote
+from splitpoint.cli.options.output import csv_option, json_option, output_option, wrote
 from splitpoint.codecs import OPPONENTS, calibrated_names, needs_tables, open_priced, picture
 from splitpoint.errors import InputError, nearest
 from splitpoint.files import check_writable, read_text
@@ -27,16 +28,26 @@ from splitpoint.models.model import Model
 from splitpoint.models.zoo import ZOO, zoo_path
 from splitpoint.planning.constraints import percent
 from splitpoint.planning.planner import AGREEMENTS
+from splitpoint.report.files import write_csv
 from splitpoint.report.table import fields_of
 from splitpoint.segments import select
 from splitpoint.text import plain
-from splitpoint.units import ms, size
+from splitpoint.units import counted, ms, size
 
 #: What is tried and has no qualities.
 _PLAIN = [name for name in calibrated_names() if not (":" in name or picture(name))]
 
 
-@click.command()
+@verb(
+    (
+        "every codec, at the cuts worth it; it lies beside the model from then on",
+        "calibrate-codecs yolo.onnx --images photos/",
+    ),
+    (
+        "two codecs at one cut, as rows",
+        "calibrate-codecs zoo:lenet5 --images photos/ --at conv2 --codec int8 --codec fp16+zstd --csv codecs.csv",
+    ),
+)
 @click.argument("model")
 @click.option("--images", type=click.Path(path_type=Path), required=True, multiple=True, metavar="DIR|FILE|-",
               help="Real inputs: images, or .npy/.npz tensors. A drop of 1 % takes 300 of them to show.")  # fmt: skip
@@ -68,12 +79,13 @@ _PLAIN = [name for name in calibrated_names() if not (":" in name or picture(nam
                    "(a label's words, or its number).")  # fmt: skip
 @output_option(f"Write the calibration, for --calibration of other commands. Default, with klt: MODEL{BESIDE} beside "
                "MODEL.onnx, where they look for it.")  # fmt: skip
+@csv_option("Write a row a cut and codec: bytes, agreement, milliseconds.")
 @json_option
 @running_options
 def command(
     model: str, images: tuple[Path, ...], recursive: bool, limit: int | None, codecs: tuple[str, ...],
     named: tuple[str, ...], cuts: str | None, metric: bool, measure: str, labels: Path | None, output: Path | None,
-    as_json: bool, here: Here,
+    csv_path: Path | None, as_json: bool, here: Here,
 ) -> None:  # fmt: skip
     """Run real inputs through cuts with every codec, and record bytes and quality.
 
@@ -117,6 +129,10 @@ def command(
     if output:
         save_calibration(output, calibration)
         wrote(output)
+    if csv_path is not None:
+        rows = [_flat(row, loaded) for row in calibration.rows]
+        write_csv(csv_path, rows, list(rows[0]) if rows else [])
+        wrote(csv_path)
 
 
 def _cuts(model: Model, named: Sequence[str], which: str | None) -> list[Cut]:
@@ -149,6 +165,18 @@ def _labels(path: Path, inputs: Sequence[Path], model: Model) -> list[int]:
             raise InputError(f"{path}: {label} is no label of {model.name}{nearest(label, known)}")
         classes.append(int(label) if label.isdecimal() else known.index(label))
     return classes
+
+
+def _flat(row: CalibrationRow, model: Model) -> dict[str, object]:
+    """The row of a CSV file."""
+    cut, quality = model.graph.prefixes()[row.prefix], row.quality
+    return {
+        "cut": cut.name, "codec": row.codec, "raw_nbytes": cut.nbytes, "nbytes": sum(row.nbytes),
+        "most_nbytes": row.most,
+        "encode_ms": row.encode_ms, "decode_ms": row.decode_ms, "inputs": quality.inputs,
+        "agreement": quality.agreement, "at_least": None if quality.agreement is None else 1 - quality.bound,
+        "accuracy": quality.accuracy, "cosine": quality.cosine, "error": quality.error,
+    }  # fmt: skip
 
 
 def _print(calibration: Calibration, model: Model) -> None:
@@ -186,7 +214,7 @@ def _print(calibration: Calibration, model: Model) -> None:
         table(fields_of(titles, left=(titles[0], ""), keep=titles), listed, console=console)
     count = calibration.inputs
     if calibration.accuracy is not None:
-        console.print(f"the whole model is right about {calibration.accuracy:.1%} of {count} inputs")
+        console.print(f"the whole model is right about {calibration.accuracy:.1%} of {counted(count, 'input')}")
     if calibration.classifier:
         console.print(
             f"bytes (median), and how many of {count} top labels of {calibration.output} stay; with none changed, a "
@@ -194,7 +222,7 @@ def _print(calibration: Calibration, model: Model) -> None:
             "inputs"
         )
     elif calibration.measure:
-        console.print(f"bytes (median), and the mean of {calibration.measure} over {count} inputs")
+        console.print(f"bytes (median), and the mean of {calibration.measure} over {counted(count, 'input')}")
     else:
         console.print(
             f"bytes (median), and the largest error of {calibration.output} as a share of its range; --measure says "

@@ -1,4 +1,4 @@
-"""splitpoint calibrate-device: it measures, learns, goes on, and sees how fast the machine is by now."""
+"""splitpoint calibrate-kernels: it measures, learns, goes on, and sees how fast the machine is by now."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from virtual_kernels import VirtualEngine, collected
 
-from splitpoint.cli import calibrate_device, main
+from splitpoint.cli import calibrate_kernels, main
 from splitpoint.errors import InputError, MissingExtraError
 from splitpoint.predict.calibrate.collection import load_collection
 from splitpoint.predict.kernels.kernel_table import Table, read_tables
@@ -17,7 +17,7 @@ from splitpoint.predict.learn import training
 
 
 def run(*args: object) -> int:
-    return main(["calibrate-device", "--threads", "1", *map(str, args)])
+    return main(["calibrate-kernels", "--threads", "1", *map(str, args)])
 
 
 def test_the_command_measures_learns_and_goes_on(
@@ -71,7 +71,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         yield begun
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibrate_device, "collect", interrupted)
+    monkeypatch.setattr(calibrate_kernels, "collect", interrupted)
     assert run("-o", tmp_path / "device.latency.json") == 130
     assert " kept in " in (said := capsys.readouterr().err)
     assert "the same command goes on" in said
@@ -102,7 +102,7 @@ def test_a_moment_that_was_busy_does_not_end_measuring(
 ) -> None:
     times = iter([1.0, 1e-4])
     monkeypatch.setattr(training, "leaf_s", lambda: next(times))
-    expected = calibrate_device._learning(30.0)
+    expected = calibrate_kernels._learning(30.0)
     assert "expect" in capsys.readouterr().err
     table = Table("conv", {}, np.ones(100))
     assert expected({"conv": table}) == training.learning_s({"conv": table}, 1e-4) < 3.0
@@ -111,7 +111,7 @@ def test_a_moment_that_was_busy_does_not_end_measuring(
 def test_of_a_kind_in_one_network_no_accuracy_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     collection = collected(VirtualEngine(), 0.5)
     assert len(collection.strips) == 1
-    calibrate_device._print(collection.learned(name="x"), collection)
+    calibrate_kernels._print(collection.learned(name="x"), collection)
     shown = capsys.readouterr().out
     assert "%" not in shown.split("kernels of 1 network")[0].split("in the range")[1]
     assert "how nearly, one does not tell" in shown

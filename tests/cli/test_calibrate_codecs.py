@@ -1,4 +1,4 @@
-"""splitpoint calibrate: which inputs and codecs are tried, and what is left out is said."""
+"""splitpoint calibrate-codecs: which inputs and codecs are tried, and what is left out is said."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     from splitpoint.models.zoo import digits
 
     folder, out = digits()[0].parent, tmp_path / "calib.json"
-    words = ["calibrate", "zoo:lenet5", "--threads", "1", "--codec", "int8", "--codec", "jpeg:90"]
+    words = ["calibrate-codecs", "zoo:lenet5", "--threads", "1", "--codec", "int8", "--codec", "jpeg:90"]
     assert main([*words, "--images", str(folder), "-o", str(out), "--limit", "2"]) == 0
     said = capsys.readouterr().out
     assert "int8" in said
@@ -43,7 +43,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "1 input left out, 1 used" in said_too.err
     assert msgspec.json.decode(said_too.out, type=Calibration).inputs == 1
     assert main([*words, "--images", str(broken), "-o", str(tmp_path / "no" / "c.json")]) == 7
-    assert main(["calibrate", "zoo:lenet5", "--images", str(folder), "--codec", "int9"]) == 2
+    assert main(["calibrate-codecs", "zoo:lenet5", "--images", str(folder), "--codec", "int9"]) == 2
 
 
 def test_labels_and_a_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +52,7 @@ def test_labels_and_a_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     labels, out = tmp_path / "labels.csv", tmp_path / "calib.json"
     lines = [f"{path.name},{path.stem}" for path in digits()]
     labels.write_text("\n".join(lines))
-    words = ["calibrate", "zoo:lenet5", "--threads", "1", "--codec", "int8", "--codec", "webp:90", "--images"]
+    words = ["calibrate-codecs", "zoo:lenet5", "--threads", "1", "--codec", "int8", "--codec", "webp:90", "--images"]
     words += [str(digits()[0].parent), "-o", str(out)]
     assert main([*words, "--labels", str(labels)]) == 0
     said = capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_which_cuts_and_what_a_few_inputs_are_enough_for(tmp_path: Path, capsys:
         Image.fromarray(picture).save(folder / f"{k:02}.png")
 
     def calibrated(*more: object) -> Calibration:
-        words = ["calibrate", "zoo:lenet5", "--threads", "1", "--images", folder, "-o", out, *more]
+        words = ["calibrate-codecs", "zoo:lenet5", "--threads", "1", "--images", folder, "-o", out, *more]
         assert main([str(word) for word in words]) == 0
         return load_calibration(out)
 
@@ -121,7 +121,7 @@ def test_tables_are_learnt_kept_beside_the_model_served_and_run_with(
         Image.fromarray(picture).save(photos / f"{k:02}.png")
     beside = tmp_path / "net.calib.json"
 
-    words = ["calibrate", net, "--threads", "1", "--codec", "klt:90", "--codec", "int8", "--cuts", "4"]
+    words = ["calibrate-codecs", net, "--threads", "1", "--codec", "klt:90", "--codec", "int8", "--cuts", "4"]
     assert main([str(word) for word in (*words, "--images", photos)]) == 0
     assert f"wrote {beside}" in capsys.readouterr().err
     calibration = load_calibration(beside)
@@ -132,7 +132,7 @@ def test_tables_are_learnt_kept_beside_the_model_served_and_run_with(
     assert "16 inputs are the least" in fails(capsys, 2, *words, "--images", photos, "--limit", "15")
 
     few = tmp_path / "few.json"
-    words = ["calibrate", net, "--threads", "1", "--cuts", "4", "--images", photos, "--limit", "15", "-o", few]
+    words = ["calibrate-codecs", net, "--threads", "1", "--cuts", "4", "--images", photos, "--limit", "15", "-o", few]
     assert main([str(word) for word in words]) == 0, "nobody asked for klt"
     assert "klt is left out: it takes 16 inputs or more, half of them to learn from, not 15" in capsys.readouterr().err
     assert load_calibration(few).inputs == 15
