@@ -9,7 +9,7 @@ import click
 from splitpoint.cli.console import waiting
 from splitpoint.cli.options.model_options import parse_shapes
 from splitpoint.cli.options.output import output_option
-from splitpoint.models.names import SHORT_NAMES
+from splitpoint.models.names import SHORT_NAMES, with_weights
 from splitpoint.units import size
 
 
@@ -29,10 +29,11 @@ def command(model: str, output: Path, weights: str | None, shapes: tuple[str, ..
     from splitpoint.models.torch import export
 
     spec = InputSpec.from_file(input_spec) if input_spec else None
+    model, named = with_weights(model)
     with waiting(f"exporting {model} …") as say:
         report = export(
-            SHORT_NAMES.get(model, model), output, weights=weights, shapes=parse_shapes(shapes), input_spec=spec,
-            progress=lambda text: say(f"{model}: {text}"),
+            SHORT_NAMES.get(model, model), output, weights=named or weights, shapes=parse_shapes(shapes),
+            input_spec=spec, progress=lambda text: say(f"{model}: {text}"),
         )  # fmt: skip
     click.echo(str(report))
     click.echo(f"wrote {output} ({size(report.nbytes)})")

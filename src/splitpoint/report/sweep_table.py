@@ -87,8 +87,10 @@ class SweepRow:
         return f"split after {self.split_layer}" if self.crossing else "all on the device"
 
     def flat(self) -> dict[str, Any]:
-        """The row by `COLUMNS`."""
-        return {name: getattr(self, name) for name in _FIELDS} | self.numbers
+        """The row by `COLUMNS`, to the microsecond; `avg_rtt` is the sum of what then stands before it."""
+        row = {name: getattr(self, name) for name in _FIELDS} | self.numbers
+        row = {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}
+        return row | {"avg_rtt": round(row["avg_compute"] + row["avg_transfer"] + row["avg_recv"], 6)}
 
 
 _FIELDS = {f.name: {"str": str, "int": int, "float": float}[str(f.type)] for f in fields(SweepRow)[:-1]}
