@@ -515,8 +515,9 @@ class Graph:
             meanings.setdefault(bits, f"{kind}:{at}")
         if not meanings:  # ``0.0`` where the one module is called ``features.0.0``
             for top in self._outer:
-                if (bits := self._means("layer", f"{top}.{at}")) is not None:
-                    meanings.setdefault(bits, f"layer:{top}.{at}")
+                meant = self._means("layer", f"{top}.{at}")
+                if meant is not None:
+                    meanings.setdefault(meant, f"layer:{top}.{at}")
         return {form: bits for bits, form in meanings.items()}
 
     def _own(self, word: str) -> Cut | None:

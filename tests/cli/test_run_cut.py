@@ -76,7 +76,10 @@ def test_run_follows_a_plan(server: Server, tmp_path: Path, capsys: pytest.Captu
     save_plan(file, msgspec.structs.replace(plan, best=split))
     common = ["run", image, "--cloud", server.address, "--cache", str(tmp_path), "--threads", "1", "--json"]
     assert main([*common, "--plan", str(file)]) == 0
-    assert json.loads(capsys.readouterr().out)["cut"] == split.cut
+    said = capsys.readouterr()
+    assert json.loads(said.out)["cut"] == split.cut
+    for words in ("bandwidth: ", "best latency: ", f"best partition point: {split.cut}"):
+        assert words in said.err
     assert main([*common, "--plan", str(file), "--at", "input"]) == 2
     save_plan(file, msgspec.structs.replace(plan, fingerprint="0" * 64))
     assert main([*common, "--plan", str(file)]) == 2

@@ -8,7 +8,7 @@ import pytest
 
 from splitpoint import wire
 from splitpoint.errors import ModelError, UsageError
-from splitpoint.models.names import SHORT_NAMES, full_name, name_of, names_of
+from splitpoint.models.names import BUILT, SHORT_NAMES, full_name, is_named, name_of, names_of, with_weights
 from splitpoint.runtime.model_choice import choose_model
 
 
@@ -55,3 +55,17 @@ def test_a_file_called_just_so_is_that_file(tmp_path: Path, monkeypatch: pytest.
     assert full_name("lenet") == "zoo:lenet5"
     Path("lenet").write_bytes(b"")
     assert full_name("lenet") == "lenet"
+
+
+def test_weights_may_stand_behind_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert with_weights("le_net@random") == ("le_net", "random")
+    assert with_weights("torchvision:resnet50@weights/own.pth") == ("torchvision:resnet50", "weights/own.pth")
+    assert with_weights("hf:user/model@main") == ("hf:user/model@main", None)
+    assert full_name("mobilenet@random:7") == "torchvision:mobilenet_v2"
+    assert name_of("alex_net@random:0") == "alexnet"
+    assert names_of("alex_net@random:0") == ("alex_net", "alexnet")
+    assert is_named(f"{BUILT}le_net")
+    assert name_of(f"{BUILT}le_net@random:3") == "le_net"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net@random").write_bytes(b"")
+    assert with_weights("net@random") == ("net@random", None)
