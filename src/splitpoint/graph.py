@@ -599,7 +599,7 @@ class Graph:
         """Every module as `cut` takes it, in the order of what it needs, those inside others before them; also those
         that no node carries (folded, dropped) or that only hold others."""
         held = {path: self._means("layer", path) or 0 for path in self._named["layer"] if path and self._shown(path)}
-        order = sorted(held, key=lambda path: (held[path].bit_count(), -path.count(".")))
+        order = sorted(held, key=lambda path: (held[path].bit_count(), -path.count("."), _natural(path)))
         return tuple(dict.fromkeys(self.spell("layer", path) for path in order))
 
     def _shown(self, path: str) -> bool:
@@ -679,6 +679,11 @@ class _Needs:
     values: tuple[str, ...]
     origins: tuple[str, ...]
     vectors: tuple[int, ...]
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """What sorts ``conv.2`` before ``conv.10``."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
 def module_paths(layer: str) -> list[str]:

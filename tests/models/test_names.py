@@ -65,6 +65,8 @@ def test_weights_may_stand_behind_a_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert name_of("alex_net@random:0") == "alexnet"
     assert names_of("alex_net@random:0") == ("alex_net", "alexnet")
     assert is_named(f"{BUILT}le_net")
+    assert is_named("alexnet@random:7")
+    assert not is_named("alexnet@/elsewhere/weights.pth")
     assert name_of(f"{BUILT}le_net@random:3") == "le_net"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net@random").write_bytes(b"")

@@ -47,8 +47,11 @@ def full_name(model: str | Path) -> str:
 
 
 def is_named(model: str) -> bool:
-    """Whether `model` is a name of ours or of a hub's: not a file, and not Python code that would be run."""
-    model, _ = with_weights(model)
+    """Whether `model` is a name of ours or of a hub's: not a file, nor one with weights of a file, and not Python code
+    that would be run."""
+    model, weights = with_weights(model)
+    if weights is not None and weights.partition(":")[0] != "random":
+        return False
     scheme, colon, _ = model.partition(":")
     return model in SHORT_NAMES or model.startswith(BUILT) or (bool(colon) and scheme in _SCHEMES)
 

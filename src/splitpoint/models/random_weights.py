@@ -121,7 +121,7 @@ def redrawn(source: Path, seed: int) -> Path:
             if old.ndim > 1 and old.dtype.kind == "f":
                 new = np.concatenate(list(pieces(tensor.name, old.shape, seed))).astype(old.dtype)
                 tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
-        said = f"{metadata(proto).get(SOURCE_KEY, source.stem)}; here with random weights, seed {seed}"
+        said = f"{source.stem} with random weights, seed {seed}, not the trained ones of the zoo"
         onnx.helper.set_model_props(proto, {**metadata(proto), SOURCE_KEY: said})
         write_atomic(path, proto.SerializeToString())
 
