@@ -397,6 +397,8 @@ def select(model: Model, which: str) -> list[Cut]:
         lines = (line.strip() for line in read_text(Path(which), _MOST_NAMES, "a list of layers").splitlines())
         return [model.graph.cut(name) for name in dict.fromkeys(filter(None, lines))]
     if count < 1:
-        raise UsageError(f"--cuts is chain, all or a number of cuts, or a file of layers' names, one a line; not {which}")
+        raise UsageError(
+            f"--cuts is chain, all or a number of cuts, or a file of layers' names, one a line; not {which}"
+        )
     picks = np.linspace(0, len(cuts) - 1, min(count, len(cuts))).round().astype(int)
     return [cuts[i] for i in dict.fromkeys(picks.tolist())]

@@ -65,13 +65,14 @@ def pieces(name: str, shape: Sequence[int], seed: int, gain: float = 3.0) -> Ite
         yield (whole.astype(np.float32) * scale).reshape(count, *shape[1:])
 
 
-def kept(stem: str, seed: int, write: Callable[[Path], None]) -> Path:
-    """The ONNX file `stem` of random weights with that seed, written by `write` if it is not in the cache yet.
+def kept(stem: str, seed: int, write: Callable[[Path], None], of: str = "") -> Path:
+    """The ONNX file `stem` of random weights with that seed, written by `write` if it is not in the cache yet; `of` says
+    what it is made from, if that may change.
 
     The cache is that of exports; where it cannot be written, a temporary folder of this process.
     """
     exports = default_cache() / "exports"
-    path = exports / f"{stem}-random-{seed}-v{VERSION}" / f"{stem}.onnx"
+    path = exports / f"{stem}{of}-random-{seed}-v{VERSION}" / f"{stem}.onnx"
     try:
         private_folder(exports)
         if not os.path.isfile(path):
@@ -125,4 +126,4 @@ def redrawn(source: Path, seed: int) -> Path:
         onnx.helper.set_model_props(proto, {**metadata(proto), SOURCE_KEY: said})
         write_atomic(path, proto.SerializeToString())
 
-    return kept(source.stem, seed, write)
+    return kept(source.stem, seed, write, f"-{crc32(source.read_bytes()):08x}")
