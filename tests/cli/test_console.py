@@ -75,3 +75,12 @@ def test_where_no_bar_can_move_a_line_every_ten_seconds_says_how_far(capsys: pyt
         "calibrating: 20 of 40, 20 s, about 20 s left",
         "calibrating: 30 of 40, 30 s, about 10 s left",
     ]
+
+
+def test_what_begins_anew_is_not_told_as_slower(capsys: pytest.CaptureFixture[str]) -> None:
+    now_s = [0.0]
+    with steps("measuring", clock=lambda: now_s[0]) as on_progress:
+        for now, done in ((9.0, 28), (11.0, 1), (21.0, 11)):
+            now_s[0] = now
+            on_progress(done, 31)
+    assert capsys.readouterr().err.splitlines()[-1] == "measuring: 11 of 31, 10 s, about 18 s left"

@@ -129,10 +129,14 @@ def steps(what: str, *, clock: Callable[[], float] = monotonic) -> Iterator[Call
     with progress() as bar:
         task = bar.add_task(what, total=None)
         began_s = said_s = clock()
+        last = 0
 
         def on_progress(done: int, total: int) -> None:
-            nonlocal said_s
+            nonlocal began_s, said_s, last
             bar.update(task, completed=done, total=total)
+            if done < last:  # it begins anew, with what is measured again
+                began_s = clock()
+            last = done
             if bar.disable and (now_s := clock()) - said_s >= _SAID_EVERY_S:
                 said_s, spent_s = now_s, now_s - began_s
                 left_s = spent_s * (total / done - 1) if done else 0.0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import msgspec
 from rich.console import Console
@@ -21,10 +21,11 @@ from splitpoint.link.presets import PRESETS
 from splitpoint.measured_cuts import CompareRow, compare, verdict
 from splitpoint.models.model import Model
 from splitpoint.planning.constraints import Constraints, input_like
+from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import KINDS, Option, Plan
 from splitpoint.profile.profiles import Profile
 from splitpoint.report.bars import bar_lines
-from splitpoint.report.plan_table import range_lines
+from splitpoint.report.plan_table import draw
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.survey import Survey, placement
 from splitpoint.tensors import Array
@@ -43,21 +44,9 @@ _READY = Link(1e6, 1e6, 0.0, 0.0, "unshaped")
 _WIDTH = 100
 
 
-@dataclass(frozen=True)
-class Case:
-    """A link in words, and as numbers."""
-
-    words: str
-    link: Link
-
-    def __str__(self) -> str:
-        rates = f"{mbps(self.link.up_mbps)} Mbit/s up, {mbps(self.link.down_mbps)} down"
-        return f"{self.words} ({rates}, {self.link.rtt_ms:g} ms)"
-
-
 #: One where a cut inside is the fastest answer, and one where it is not.
-GAIN = Case("a DSL line", Link(2.0, 8.0, 20.0))
-NO_GAIN = Case("Wi-Fi", PRESETS["wifi"])
+GAIN = Link(2.0, 8.0, 20.0, name="DSL")
+NO_GAIN = PRESETS["wifi"]
 
 
 def slowdown(here: Profile) -> int:
@@ -65,22 +54,25 @@ def slowdown(here: Profile) -> int:
     return max(1, round(DEVICE_MS / here.whole.median))
 
 
-def plan_for(known: Survey, model: Model, calibration: Calibration | None, link: Link) -> Plan:
-    """The plan for the emulated device behind `link`, with the same for all: `AGREEMENT` of the answers stay."""
+def planner_for(known: Survey, model: Model, calibration: Calibration | None) -> Planner:
+    """Plans for the emulated device, with the same for all: `AGREEMENT` of the answers stay."""
     slow = Survey(known.edge.slowed(slowdown(known.edge)), known.cloud, known.link)
     constraints = Constraints(agreement=AGREEMENT if calibration is not None else None)
-    planner = slow.planner(model.graph, constraints=constraints, calibration=calibration)
-    return planner.plan(msgspec.structs.replace(link, software_ms=known.link.software_ms))
+    return slow.planner(model.graph, constraints=constraints, calibration=calibration)
+
+
+def inside(option: Option, graph: Graph) -> bool:
+    """Whether it splits where something else crosses than the input, rearranged."""
+    shown = input_like(graph)
+    return option.kind == "split" and not all(t.name in shown for t in option.crossing)
 
 
 def ways(plan: Plan, graph: Graph) -> list[Option]:
-    """The best of each kind that is allowed, those that do not split first: what a person would try. A split where
-    nothing crosses but the input, rearranged, is left out if there is another one and it is not the best."""
-    shown = input_like(graph)
-    allowed = [plan.best, *(o for o in plan.options if not o.refused)]
-    inside = [o for o in allowed if not all(t.name in shown for t in o.crossing)]
-    options = [next((o for o in [*inside, *allowed] if o.kind == kind), None) for kind in KINDS if kind != "opponent"]
-    return [plan.best if o is not None and o.kind == plan.best.kind else o for o in options if o is not None]
+    """The best of each kind that is allowed, those that do not split first: what a person would try. Of the splits it
+    is one inside, if there is one and no other is the plan."""
+    allowed = sorted((o for o in plan.options if not o.refused), key=lambda o: (o != plan.best, not inside(o, graph)))
+    least = {o.kind: o for o in reversed(allowed)}
+    return [least[kind] for kind in KINDS if kind in least]
 
 
 def narrow() -> Console:
@@ -91,26 +83,28 @@ def narrow() -> Console:
 
 
 def show_case(
-    case: Case, address: str, engine: Engine, known: Survey, model: Model, calibration: Calibration | None,
-    inputs: Sequence[Mapping[str, Array]],
+    link: Link, address: str, engine: Engine, known: Survey, model: Model, calibration: Calibration | None,
+    inputs: Sequence[Mapping[str, Array]], png: Path | None = None,
 ) -> Plan:  # fmt: skip
-    """Prints what is planned for `case`, then runs it: the server at `address` behind a relay, and the heads of this
-    machine's `engine` slowed. What is computed and sent is real. Returns the plan."""
+    """Prints what is planned behind `link`, then runs it: the server at `address` behind a relay, and the heads of this
+    machine's `engine` slowed. What is computed and sent is real. With `png`, draws what is planned by the uplink's
+    rate, and what was measured. Returns the plan."""
     factor = slowdown(known.edge)
-    plan = plan_for(known, model, calibration, case.link)
+    planner = planner_for(known, model, calibration)
+    plan = planner.plan(msgspec.structs.replace(link, software_ms=known.link.software_ms))
     console = narrow()
-    title = (
-        f"Emulated: a device {factor} times slower ({ms(known.edge.whole.median * factor)} ms for all of it), {case}"
-    )
-    console.print(f"\n{title}", style="bold")
-    console.print(f"Planned: {typed(plan.advice)}")
+    rates = f"{mbps(link.up_mbps)} Mbit/s" + f" up, {mbps(link.down_mbps)} down" * (link.up_mbps != link.down_mbps)
     options = ways(plan, model.graph)
+    alone = next((f" ({ms(o.total.ms)} ms for the network)" for o in options if o.kind == "device"), "")
+    title = f"a device {factor} times slower{alone}, {link.name} ({rates}, {link.rtt_ms:g} ms)"
+    console.print(f"\nEmulated: {title}", style="bold")
+    console.print(f"Planned: {typed(plan.advice)}")
     with Relay(address, _READY) as relay:
         slow = Stretched(engine, 1.0)
         with Edge(relay.address, model, at="input", engine=slow, calibration=calibration) as edge:
             for option in options:
                 edge.warm(*placement(model.graph, option))
-            relay.set_link(case.link)
+            relay.set_link(link)
             slow.factor = float(factor)
             # The planned one first: `verdict` is about that.
             planned = [plan.best, *(o for o in options if o != plan.best)]
@@ -120,6 +114,8 @@ def show_case(
     for line in bar_lines([(r.option, r.measured.ms, r.up_nbytes) for r in shown], plan.best, console.width):
         console.print(line, crop=False, overflow="ignore", no_wrap=True)
     console.print(f"Measured: {verdict(rows)}{_sent(rows)}.", style="bold")
+    if png is not None:
+        draw(plan, planner.curves(plan.link), png, [(r.option.kind, r.measured.ms) for r in shown])
     return plan
 
 
@@ -133,9 +129,11 @@ def _sent(rows: Sequence[CompareRow]) -> str:
 
 
 def band(plan: Plan) -> str:
-    """At which rates of the uplink which kind of answer is planned, in a line."""
-    words = {**KINDS, "split": "a split", "jpeg": "a JPEG to the server", "server": "the raw input to the server"}
+    """What is planned from the slowest uplink to the fastest, and up to how many Mbit/s."""
+    words = {"device": "all on the device", "server": "the raw input", "jpeg": "a JPEG"}
     stretches = [list(of) for _, of in groupby(plan.sensitivity, key=lambda r: r.kind)]
-    merged = [msgspec.structs.replace(of[0], up_mbps_to=of[-1].up_mbps_to) for of in stretches]
-    told = [f"{rates} {words.get(r.kind, r.label)}" for r, (rates, _) in zip(merged, range_lines(merged), strict=True)]
-    return "; ".join(told)
+    told = [
+        f"{words.get(of[0].kind, 'a split')} up to {mbps(float(f'{of[-1].up_mbps_to:.2g}'))}" for of in stretches[:-1]
+    ]
+    last = words.get(stretches[-1][0].kind, "a split")
+    return ", ".join([*told, f"{last} above" if told else f"{last} at any rate"])
