@@ -128,8 +128,8 @@ def _prove(model: Model, edge: Edge, answered: Sequence[Mapping[str, Array]], en
     if not check.ok:
         raise VerifyError(f"the cut model's answers differ from the whole model's: {check}")
     click.echo(
-        f"The uncut model gives the same answers for all {len(answered)} photos, within {check.error:.1e} of what "
-        "changes between them."
+        f"The uncut model gives the same answers for all {len(answered)} photos: within {check.error:.1e} of what they "
+        "differ by."
     )
 
 
