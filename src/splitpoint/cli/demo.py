@@ -127,10 +127,8 @@ def _prove(model: Model, edge: Edge, answered: Sequence[Mapping[str, Array]], en
     check = compare(model, edge.cut, expected, answered)
     if not check.ok:
         raise VerifyError(f"the cut model's answers differ from the whole model's: {check}")
-    click.echo(
-        f"The uncut model gives the same answers for all {len(answered)} photos: within {check.error:.1e} of what they "
-        "differ by."
-    )
+    near = f"within {check.error:.1e} of what they differ by" if check.error else "to the last bit"
+    click.echo(f"The uncut model gives the same answers for all {len(answered)} photos, {near}.")
 
 
 def _next() -> str:
