@@ -4,7 +4,7 @@
     python scripts/minimal.py --quick    # the oldest versions on the oldest Python, the newest on the newest
 
 Packages come as wheels only: a device has no compiler. One more environment has an ONNX Runtime of another name, as a
-Jetson has, and keeps it (README, "On a device"). Prints what each weighs.
+Jetson has, and keeps it (docs/install.md). Prints what each weighs.
 """
 
 from __future__ import annotations

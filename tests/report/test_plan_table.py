@@ -71,7 +71,11 @@ def test_the_picture_shows_each_kind_and_the_plan_below_them(tmp_path: Path) -> 
             least = min(lines.values[kind][k] for kind in ("device", "server", "split"))
             assert lines.values["best"][k] <= least * (1 + ALIKE)
         draw(found, lines, tmp_path / "plan.png")
-        assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+        draw(found, lines, tmp_path / "measured.png", [("device", found.best.total.ms), ("server", 1e9)])
+        plain, measured = ((tmp_path / f"{name}.png").read_bytes() for name in ("plan", "measured"))
+        assert plain.startswith(b"\x89PNG")
+        assert measured.startswith(b"\x89PNG")
+        assert measured != plain
 
 
 def printed(found: Plan, width: int = 110, **more: Any) -> str:

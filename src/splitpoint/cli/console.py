@@ -208,6 +208,8 @@ def steps(what: str, show: Callable[[int], str] = str) -> Iterator[Callable[[int
         task = bar.add_task(what, total=None, far="")
 
         def on_progress(done: int, total: int) -> None:
+            if done < bar.tasks[0].completed:  # it begins anew, with what is measured again
+                bar.reset(task)
             bar.update(task, completed=done, total=total, far=f"{show(done)} of {show(total)}")
 
         yield on_progress

@@ -174,11 +174,18 @@ _AXIS = {
 }  # fmt: skip
 
 
-def draw(plan: Plan, curves: Curves, path: Path) -> None:
-    """A PNG: the objective by uplink bandwidth, a line a kind, the plan bold. MissingExtraError without matplotlib."""
+def draw(plan: Plan, curves: Curves, path: Path, measured: Sequence[tuple[str, float]] = ()) -> None:
+    """A PNG: the objective by uplink bandwidth, a line a kind, the plan bold, and what was `measured` of kinds at the
+    plan's link. MissingExtraError without matplotlib."""
     with picture(path, size=(10.0, 6.2)) as (figure, [axes]):
         _lines(axes, plan, curves)
         _changes(axes, plan, curves)
+        top = axes.get_ylim()[1]
+        for kind, value in measured:
+            if value < top:
+                axes.plot([plan.link.up_mbps], [value], "D", color=_LINES[kind][1], markersize=9, mec="white", zorder=6)
+        if measured:
+            axes.plot([], [], "D", color="#555555", markersize=7, label="measured")
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
@@ -211,7 +218,8 @@ def _lines(axes: Any, plan: Plan, curves: Curves) -> None:
         f" {name}: {_mbps(plan.link.up_mbps)} Mbit/s", (plan.link.up_mbps, 0), (0, 4), textcoords="offset points",
         fontsize=8.5, color="#555555", ha="left" if plan.link.up_mbps < 100 else "right",
     )  # fmt: skip
-    axes.set_title(f"{plan.model}: {'  →  '.join(map(_short, plan.hosts))}", fontsize=10)
+    device, server = (_short(host, 100) for host in (plan.hosts[0], plan.hosts[-1]))
+    axes.set_title(f"{plan.model}\ndevice: {device}\nserver: {server}", fontsize=10)
     bare(axes, "top", "right")
     axes.grid(axis="y", alpha=0.25)
 
@@ -237,7 +245,7 @@ def _changes(axes: Any, plan: Plan, curves: Curves) -> None:
         if len(shown) == 1:
             # One name for all rates stands on its line: a line up to a name would look like the link's.
             axes.annotate(
-                _short(stretch.label, 40), (middle, y), (0, 7), textcoords="offset points", fontsize=8.5, ha="center",
+                _short(stretch.label, 44), (middle, y), (0, 7), textcoords="offset points", fontsize=8.5, ha="center",
             )  # fmt: skip
             return
         # Names go up in steps from right to left, so that neighbours do not meet.
@@ -245,7 +253,7 @@ def _changes(axes: Any, plan: Plan, curves: Curves) -> None:
         ha = "left" if k == 0 else "right" if stretch is shown[-1] else "center"
         x = curves.rates[0] * 1.1 if ha == "left" else curves.rates[-1] / 1.1 if ha == "right" else middle
         axes.annotate(
-            _short(stretch.label, 40), (middle, y), (x, height), fontsize=8.5, ha=ha, va="top", zorder=5,
+            _short(stretch.label, 44), (middle, y), (x, height), fontsize=8.5, ha=ha, va="top", zorder=5,
             bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
             arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "linewidth": 0.8},
         )  # fmt: skip
