@@ -9,8 +9,14 @@ import pages
 import pytest
 
 DOCS = pages.ROOT / "docs"
-#: The pages that tell a reader what to type, all of whose blocks are known to run.
-FOLLOWED = [path for path in [DOCS / "tutorial.md", *sorted((DOCS / "how-to").glob("*.md"))] if path.exists()]
+#: Pages whose readers type along, whichever of them follow.
+GUIDES = [DOCS / "tutorial.md", *sorted((DOCS / "how-to").glob("*.md"))]
+#: All pages that say by their first comment that they are followed.
+FOLLOWED = [p for p in [pages.ROOT / "README.md", *sorted(DOCS.rglob("*.md"))] if pages.is_followed(p)]
+
+
+def test_every_guide_is_followed() -> None:
+    assert set(GUIDES) <= set(FOLLOWED)
 
 
 @pytest.mark.parametrize("page", pages.parameters(FOLLOWED))

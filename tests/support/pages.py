@@ -11,7 +11,8 @@ What a block is follows from its language:
 Output is compared line by line, but for numbers and spaces; ``…`` stands for anything in a line, and on a line of its own
 for any lines. Comments say what else there is to know:
 
-* ``<!-- page: long SERVER=localhost -->``: the page takes long (`make docs-test`); SERVER is localhost here.
+* ``<!-- page: long SERVER=localhost -->`` first: this page is followed; it takes long (`make docs-test`), and SERVER is
+  localhost here.
 * ``<!-- given: COMMAND -->``: what a reader has already, such as photos.
 * before a block ``<!-- not run: WHY -->``, ``<!-- output differs: WHY -->`` (run, but what it prints is not compared),
   ``<!-- file: NAME -->`` (the reader saves it under this name), ``<!-- output -->`` (what the block before it prints),
@@ -76,8 +77,9 @@ def read_page(text: str) -> tuple[dict[str, str], list[Block]]:
         if token.type == "html_block":
             for comment in _COMMENT.finditer(token.content):
                 word, what = comment["word"], comment["what"] or ""
-                assert word in _WORDS, f"line {line}: what does the comment {word!r} say? {', '.join(_WORDS)}"
-                if word == "page":
+                if word not in _WORDS:
+                    assert not page, f"line {line}: what does the comment {word!r} say? {', '.join(_WORDS)}"
+                elif word == "page":
                     page |= {name: value for name, _, value in (w.partition("=") for w in what.split())}
                 elif word == "given":
                     blocks.append(Block("sh", what + "\n", line))
@@ -131,6 +133,11 @@ def _pattern(line: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
+def _unmarked(line: str) -> str:
+    """Without the arrow or cross before a row: which one has it, another machine decides otherwise."""
+    return re.sub(r"^\s*[→×]?\s*", "", line).rstrip()
+
+
 def differs(expected: list[str], printed: list[str], whole: bool = True) -> str:
     """The first line of the page that is not printed where it should be, or "" if all are.
 
@@ -139,11 +146,11 @@ def differs(expected: list[str], printed: list[str], whole: bool = True) -> str:
     >>> differs(["done"], ["failed"])
     "'done' is not printed"
     """
-    wanted = [line for line in expected if line.strip()]
-    got = [line.strip() for line in printed if line.strip()]
+    wanted = [_unmarked(line) for line in expected if line.strip()]
+    got = [_unmarked(line) for line in printed if line.strip()]
     ends, gap = {0}, False  # how many printed lines may have been read
     for line in wanted:
-        if line.strip() == "…":
+        if line == "…":
             gap = True
             continue
         pattern = _pattern(line)
@@ -151,7 +158,7 @@ def differs(expected: list[str], printed: list[str], whole: bool = True) -> str:
             ends = set(range(min(ends), len(got) + 1))
         ends, gap = {k + 1 for k in ends if k < len(got) and pattern.fullmatch(got[k])}, False
         if not ends:
-            return f"{line.strip()!r} is not printed"
+            return f"{line!r} is not printed"
     return "" if gap or len(got) in ends or not whole else f"{got[max(ends)]!r} is not in the page"
 
 
@@ -250,6 +257,10 @@ class Reader:
                 (self.home("") / "block.py").write_text(self._here(block.text))
                 before = self._type(block, "", "python block.py", None, int(block.said.get("exit", 0)))
 
+    def type(self, command: str, expected: list[str]) -> list[str]:
+        """Types one command on the first machine, which must print what is expected; what it has printed."""
+        return self._type(Block("console", command, 0), "", command, expected, 0)
+
     def _here(self, text: str) -> str:
         """The text with what this machine is for those of the page, and with free ports."""
         for name, value in self.names.items():
@@ -345,6 +356,11 @@ def follow(path: Path, folder: Path) -> None:
     names = {name: value for name, value in page.items() if value}
     with Reader(folder, names) as reader:
         reader.follow(blocks)
+
+
+def is_followed(path: Path) -> bool:
+    """Whether the page's own comment says so."""
+    return path.read_text().lstrip().startswith("<!-- page")
 
 
 def unexplained(path: Path) -> list[str]:
