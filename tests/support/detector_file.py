@@ -25,8 +25,8 @@ def detector() -> onnx.ModelProto:
         size = 3 if stride == 2 else 1
         values = draws.normal(0, (few * size * size) ** -0.5, (many, few, size, size)).astype(np.float32)
         weights.append(numpy_helper.from_array(values, f"{name}.weight"))
-        nodes.append(helper.make_node("Conv", [x, f"{name}.weight"], [f"{name}.out"], f"{name}/Conv",
-                                      kernel_shape=[size, size], strides=[stride] * 2, pads=[size // 2] * 4))  # fmt: skip
+        window = {"kernel_shape": [size, size], "strides": [stride] * 2, "pads": [size // 2] * 4}
+        nodes.append(helper.make_node("Conv", [x, f"{name}.weight"], [f"{name}.out"], f"{name}/Conv", **window))
         if not silu:
             return f"{name}.out"
         nodes.append(helper.make_node("Sigmoid", [f"{name}.out"], [f"{name}.gate"], f"{name}/Sigmoid"))

@@ -1,15 +1,15 @@
-"""Runs the code blocks of a Markdown page as a reader would: from an empty folder, one after the other, with real processes.
+"""Runs the code blocks of a Markdown page as a reader would: from an empty folder, in order, with real processes.
 
 What a block is follows from its language:
 
-* ``console``: lines that begin with a prompt (``$``, ``server$``, ``device$``) are typed into bash, the others are what it
-  prints. Each prompt is a machine: it has a home folder of its own, and `scp` between them copies files. A command that
-  serves goes on in the background; a line ``^C`` ends it. Commands must succeed.
+* ``console``: lines that begin with a prompt (``$``, ``server$``, ``device$``) are typed into bash, the others are what
+  it prints. Each prompt is a machine: it has a home folder of its own, and `scp` between them copies files. A command
+  that serves goes on in the background; a line ``^C`` ends it. Commands must succeed.
 * ``sh``: a script. ``python``: a program, run in a process of its own.
 * Anything else is something to read.
 
-Output is compared line by line, but for numbers and spaces; ``…`` stands for anything in a line, and on a line of its own
-for any lines. Comments say what else there is to know:
+Output is compared line by line, but for numbers, spaces and the arrow or cross before a row; ``…`` stands for anything
+in a line, and on a line of its own for any lines. Comments say what else there is to know:
 
 * ``<!-- page: long SERVER=localhost -->`` first: this page is followed; it takes long (`make docs-test`), and SERVER is
   localhost here.
@@ -18,8 +18,9 @@ for any lines. Comments say what else there is to know:
   ``<!-- file: NAME -->`` (the reader saves it under this name), ``<!-- output -->`` (what the block before it prints),
   ``<!-- exit: 4 -->`` (its last command ends with this status), ``<!-- repository: PATH -->`` (it is in this file).
 
-Blocks are read by markdown-it-py, which rich brings along. pytest-codeblocks, mktestdocs, sybil and pytest-markdown-docs were
-looked at: none of them starts servers in the background or compares what a shell prints.
+Blocks are read by markdown-it-py, which rich brings along. pytest-codeblocks, mktestdocs, sybil and
+pytest-markdown-docs were looked at: none starts servers in the background, and where output is compared, it must be the
+same to the letter. bashtestmd (Rust) has both, in one generated script and one folder.
 """
 
 from __future__ import annotations
@@ -254,8 +255,8 @@ class Reader:
             elif block.language in ("sh", "bash"):
                 before = self._type(block, "", f"set -e\n{block.text}set +e", None, int(block.said.get("exit", 0)))
             elif block.language == "python":
-                (self.home("") / "block.py").write_text(self._here(block.text))
-                before = self._type(block, "", "python block.py", None, int(block.said.get("exit", 0)))
+                (self.folder / "block.py").write_text(self._here(block.text))
+                before = self._type(block, "", f"python {self.folder}/block.py", None, int(block.said.get("exit", 0)))
 
     def type(self, command: str, expected: list[str]) -> list[str]:
         """Types one command on the first machine, which must print what is expected; what it has printed."""
@@ -325,7 +326,7 @@ class Reader:
             "HOME": str(home), "LANG": "C.UTF-8", "COLUMNS": "120", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
             "ROOT": str(ROOT), "PHOTOS": str(ROOT / "src" / "splitpoint" / "zoo" / "photos"),
         }  # fmt: skip
-        remember = f'rc=$?; {{ export -p; echo "cd \'$PWD\'"; }} > {shlex.quote(str(state))}; exit $rc'
+        remember = f"rc=$?; {{ export -p; echo \"cd '$PWD'\"; }} > {shlex.quote(str(state))}; exit $rc"
         script = f"[ ! -f {state} ] || . {state}\n{self._here(command)}\n{remember}"
         return subprocess.Popen(
             ["bash", "-c", script], cwd=home, env=environment, text=True, start_new_session=True,
