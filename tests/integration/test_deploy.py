@@ -34,8 +34,8 @@ def test_systemd_understands_each_unit(unit: Path, tmp_path: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     # How much a service could do, from 0 to 10; without any hardening it is 9.6.
-    version = int(subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True).stdout.split()[1])
-    if version >= 250:
+    said = subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True).stdout
+    if int(re.findall(r"^systemd (\d+)", said)[0]) >= 250:
         asked = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(copy)]
         told = subprocess.run(asked, capture_output=True, text=True)
         assert told.returncode == 0, told.stdout.splitlines()[-1]
@@ -58,6 +58,12 @@ SIDES = {
     "systemd": (systemd("splitpoint-server.service"), systemd("splitpoint-camera.service")),
     "docker": (compose("server"), compose("device")),
 }
+
+
+def test_the_cameras_settings_are_those_that_its_unit_reads() -> None:
+    settings = (DEPLOY / "systemd" / "camera.env").read_text()
+    read = re.findall(r"\$\{(SPLITPOINT_\w+)\}", systemd("splitpoint-camera.service"))
+    assert re.findall(r"^(SPLITPOINT_\w+)=.", settings, re.MULTILINE) == sorted(read, key=settings.index)
 
 
 @pytest.mark.parametrize("way", SIDES)
