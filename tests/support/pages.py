@@ -5,7 +5,7 @@ What a block is follows from its language:
 * ``console``: lines that begin with a prompt (``$``, ``server$``, ``device$``) are typed into bash, the others are what
   it prints. Each prompt is a machine: it has a home folder of its own, and `scp` between them copies files. A command
   that serves goes on in the background; a line ``^C`` ends it. Commands must succeed.
-* ``sh``: a script. ``python``: a program, run in a process of its own.
+* ``sh``: a script, or with prompts commands as above; it shows no output. ``python``: a program, in a process of its own.
 * Anything else is something to read.
 
 Output is compared line by line, but for numbers, spaces and the arrow or cross before a row; ``…`` stands for anything
@@ -247,7 +247,7 @@ class Reader:
             elif "output" in block.said:
                 if missing := differs(block.text.splitlines(), before):
                     raise AssertionError(f"line {block.line}: {missing} by the block before:\n" + "\n".join(before))
-            elif block.language == "console":
+            elif block.language == "console" or (block.language in ("sh", "bash") and _PROMPT.match(block.text)):
                 typed = commands(block)
                 for k, (machine, command, expected) in enumerate(typed):
                     status = int(block.said.get("exit", 0)) if k == len(typed) - 1 else 0
@@ -268,10 +268,10 @@ class Reader:
             text = re.sub(rf"\b{re.escape(name)}\b(?!:[^\d\s])", value, text)
         port = self._port("3277")
         hosts = "|".join(["localhost", "127.0.0.1", *map(re.escape, self.names.values())])
-        text = re.sub(r"\bsplitpoint serve\b(?!.*--port)", f"splitpoint serve --port {port}", text)
+        text = re.sub(r"\bsplitpoint serve\b(?!.*(?:--port|-p) )", f"splitpoint serve --port {port}", text)
         text = re.sub(rf"(--cloud (?:\w+://)?(?:{hosts}))(?=\s|$)", rf"\1:{port}", text, flags=re.MULTILINE)
         text = re.sub(rf"(\"(?:{hosts}))\"", rf'\1:{port}"', text)
-        return re.sub(rf"((?:--port |(?:{hosts}):))(\d{{4,5}})\b", lambda m: m[1] + str(self._port(m[2])), text)
+        return re.sub(rf"((?:--port |-p |(?:{hosts}):))(\d{{4,5}})\b", lambda m: m[1] + str(self._port(m[2])), text)
 
     def _port(self, named: str) -> int:
         """A free port that stands for the one that the page names."""
@@ -283,7 +283,7 @@ class Reader:
 
     def _type(self, block: Block, machine: str, command: str, expected: list[str] | None, status: int) -> list[str]:
         """Types a command; what it has printed."""
-        if "output differs" in block.said:
+        if "output differs" in block.said or block.language != "console":
             expected = None
         words = " ".join(w for w in shlex.split(command, comments=True) if not w.startswith("-"))
         serves = any(f"splitpoint {verb}" in words for verb in SERVES) and "--help" not in command
