@@ -5,7 +5,8 @@ What a block is follows from its language:
 * ``console``: lines that begin with a prompt (``$``, ``server$``, ``device$``) are typed into bash, the others are what
   it prints. Each prompt is a machine: it has a home folder of its own, and `scp` between them copies files. A command
   that serves goes on in the background; a line ``^C`` ends it. Commands must succeed.
-* ``sh``: a script, or with prompts commands as above; it shows no output. ``python``: a program, in a process of its own.
+* ``sh``: a script, or with prompts commands as above; it shows no output.
+* ``python``: a program, run in a process of its own.
 * Anything else is something to read.
 
 Output is compared line by line, but for numbers, spaces and the arrow or cross before a row; ``…`` stands for anything
@@ -126,9 +127,9 @@ def _pattern(line: str) -> re.Pattern[str]:
         elif part.startswith(("────", "----")):
             parts.append("[─-]+")
         else:
-            last = 0
+            part, last = re.sub(r"^[+-](?=\d)", "", part), 0
             for number in _NUMBER.finditer(part):
-                parts += [re.escape(part[last : number.start()]), r"[~<≈]?[0-9a-f.,]*\d[0-9a-f.,]*(?:e[-+]?\d+)?"]
+                parts += [re.escape(part[last : number.start()]), r"[~<≈+-]?[0-9a-f.,]*\d[0-9a-f.,]*(?:e[-+]?\d+)?"]
                 last = number.end()
             parts.append(re.escape(part[last:]))
     return re.compile("".join(parts))
@@ -143,6 +144,8 @@ def differs(expected: list[str], printed: list[str], whole: bool = True) -> str:
     """The first line of the page that is not printed where it should be, or "" if all are.
 
     >>> differs(["took 3 ms", "…", "done"], ["took 12.5 ms", "a", "b", "done"])
+    ''
+    >>> differs(["all on the device  10.1  +8%  blocks.5"], ["→ all on the device 9.3 -12% blocks.7"])
     ''
     >>> differs(["done"], ["failed"])
     "'done' is not printed"
