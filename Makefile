@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test wheel minimal networks check bench soak fuzz zoo clean
+.PHONY: help demo test wheel minimal networks docs-test check bench soak fuzz zoo clean
 
 help:
 	@echo "make demo      install splitpoint (no PyTorch) and see it work"
@@ -12,6 +12,7 @@ help:
 	@echo "make wheel     build what a device is given, into dist"
 	@echo "make minimal   prove that the core alone is enough, on every Python here (QUICK=--quick make minimal)"
 	@echo "make networks  prove the cuts of the large networks too (minutes)"
+	@echo "make docs-test follow the pages of the documentation that take long (minutes)"
 	@echo "make check     lint, types, and the ceilings of scripts/line_budget.py"
 	@echo "make bench     measure; prints machine, versions and numbers"
 	@echo "make soak      ten minutes of clients that come, go, stall and die (SECONDS=60 make soak)"
@@ -63,11 +64,16 @@ minimal: | $(BIN)/python
 networks: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m heavy
 
+docs-test: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m docs
+
 check: $(VENV)/check.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/line_budget.py
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 bench: $(VENV)/test.stamp $(VENV)/bench.stamp
 	$(BIN)/python -m bench

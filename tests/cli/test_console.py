@@ -154,12 +154,3 @@ def test_a_download_says_how_far_it_is_and_begins_anew_with_the_next(
         "fetching weights: 10.0 MB of 40.0 MB, 10 s, about 30 s left",
         "fetching weights: 2.0 MB of 40.0 MB, 10 s, about 190 s left",
     ]
-
-
-def test_what_begins_anew_is_not_told_as_slower(capsys: pytest.CaptureFixture[str]) -> None:
-    now_s = [0.0]
-    with steps("measuring", clock=lambda: now_s[0]) as on_progress:
-        for now, done in ((9.0, 28), (11.0, 1), (21.0, 11)):
-            now_s[0] = now
-            on_progress(done, 31)
-    assert capsys.readouterr().err.splitlines()[-1] == "measuring: 11 of 31, 10 s, about 18 s left"

@@ -207,8 +207,8 @@ def _lines(axes: Any, plan: Plan, curves: Curves) -> None:
     axes.set_xlabel("uplink, Mbit/s (all else being equal)")
     axes.set_ylabel(_AXIS[plan.objective])
     # A slow link makes minutes of the raw input: what is decided on lies near the plan.
-    device = [v for v in curves.values.get("device", ()) if isfinite(v)]
-    top = 1.75 * max([*known, *device], default=1.0)
+    alone = [v for v in curves.values.get("device", ()) if isfinite(v)]
+    top = 1.75 * max([*known, *alone], default=1.0)
     least = [min(values) for values in curves.values.values() if isfinite(min(values))]
     top = max(top, min(1.5 * max(least, default=0.0), 20 * top))
     axes.set_ylim(0, top if top > 0 else 1.0)

@@ -50,6 +50,19 @@ def test_intervals_cover_what_they_say() -> None:
     assert 0.7 <= learned().kinds["conv"].score.covered <= 0.9
 
 
+@pytest.mark.parametrize("factor", [1000.0, 0.001])
+def test_a_row_far_off_among_few_that_are_alike_leaves_a_file_that_can_be_read(factor: float) -> None:
+    """It is more than a hundred times farther off than the others usually are."""
+    one = convolutions(1, noise=0.0)
+    columns = {name: np.repeat(values, 8) for name, values in one.columns.items()}
+    table = Table("conv", columns, one.latency_ms * np.array([1.0] * 7 + [factor]))
+    latency = train({"conv": table}, name="few", quick=True)
+    kind = parse_latency(latency_bytes(latency), "it").kinds["conv"]
+    times = kind.predict("conv", columns)
+    assert times.low_ms[0] <= table.latency_ms.min() * 1.01
+    assert times.high_ms[0] >= table.latency_ms.max() * 0.99
+
+
 def test_rows_too_short_for_the_timer_judge_nothing() -> None:
     score = score_of(np.array([1.1, 2.0, 0.004]), np.array([1.0, 2.0, 0.001]), 0.8)
     assert (score.count, score.mape, score.within20) == (2, pytest.approx(0.05), 1.0)

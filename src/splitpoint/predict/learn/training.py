@@ -8,6 +8,7 @@ scores and intervals come from rows kept apart (cross-validation; whole strips w
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ _SMOOTH_FROM = 1000
 _MANY, _KERNEL = 200, 0.06
 #: Errors smaller than this are all alike to the width of an interval.
 _LEAST_ERROR = 0.005
+#: The farthest end of an interval that a file may have, in units of its width (`KindModel.low`).
+_FARTHEST = 100.0
 #: With fewer rows nothing can be kept apart.
 _FEWEST = 10
 #: Of a kind that was in fewer networks (or has fewer rows, where those do not say of which network) too little is
@@ -206,6 +209,8 @@ def learn_kind(table: Table, effort: Effort, seed: int = 0) -> tuple[KindModel, 
     errors = data.log_ms - expected
     width = _width(data.features, errors, effort.width, seed)
     low, high, covered = _interval(errors, np.exp(width.evaluate(data.features)), folds)
+    beyond = max(1.0, -low / _FARTHEST, high / _FARTHEST)  # few rows, one far off: the same interval in larger units
+    width, low, high = msgspec.structs.replace(width, start=width.start + math.log(beyond)), low / beyond, high / beyond
     base, forest = _fit(data, weights, effort.median, seed)
     forest = msgspec.structs.replace(forest, start=forest.start + shift)
     columns = columns_of(table.kind, table.columns)
