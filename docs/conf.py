@@ -7,6 +7,7 @@ Pages that are not there yet are no error: `nav` lists what there is.
 from __future__ import annotations
 
 import posixpath
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,6 +74,31 @@ def _toctree(heading: str, pages: Sequence[str], folder: str) -> str:
     return "\n\n```{toctree}\n:hidden:\n" + caption + "\n" + "\n".join(lines) + "\n```\n"
 
 
+def pages() -> set[str]:
+    """Everything that is on the site, paths from the root."""
+    files = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md")}
+    return files | {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
+
+
+def kept_right(text: str, page: str) -> str:
+    """`text` of `page`, in which links to what the site does not have (folders, Markdown of elsewhere) only name it.
+
+    Links to other files of the repository stay: Sphinx puts a copy of each onto the site.
+    """
+    there = pages()
+
+    def right(found: re.Match[str]) -> str:
+        target = (ROOT / page).parent / found[2].partition("#")[0]
+        if re.match(r"[a-z]+:|#", found[2]) or not target.exists():
+            return found[0]
+        name = target.resolve().relative_to(ROOT).as_posix()
+        if name in there or (target.is_file() and target.suffix != ".md"):
+            return found[0]
+        return f"{found[1]} (`{name}` in the repository)"
+
+    return re.sub(r"(?<!!)\[([^\[\]]*)\]\(([^()\s]+)\)", right, text)
+
+
 # --- what Sphinx reads ------------------------------------------------------------------------------------------------
 
 project = "splitpoint"
@@ -87,9 +113,10 @@ extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
 
 # What GitHub reads is read alike, the anchors of headings among it.
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "html_image"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.header"]  # a page may begin below its first heading's rank
+# A page may begin below its first heading's rank, and show a language that Pygments does not know.
+suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
 # A reference to something of ours that is not there is an error; types of others and private ones are only words.
 nitpicky = True
@@ -114,7 +141,7 @@ def _read(app: Any, docname: str, source: list[str]) -> None:
     import reference
 
     page = f"{docname}.md"
-    source[0] = reference.filled(source[0]) + toctrees(page)
+    source[0] = kept_right(reference.filled(source[0]), page) + toctrees(page)
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -90,6 +90,23 @@ def test_every_link_and_anchor_exists(page: str) -> None:
     assert not wrong
 
 
+def test_links_to_what_the_site_does_not_have_name_it() -> None:
+    kept_right = _module("docs/conf.py").kept_right
+    assert kept_right("[licences](../src/splitpoint/zoo/LICENSES.md#x)", "docs/lab.md") == (
+        "licences (`src/splitpoint/zoo/LICENSES.md` in the repository)"
+    )
+    assert kept_right("[tests](../tests)", "docs/lab.md") == "tests (`tests` in the repository)"
+    for text in (
+        "[a](tasks.md#x)",
+        "![a](../src)",
+        "[a](../Makefile)",
+        "[a](https://x.org)",
+        "[a](gone.md)",
+        "[a](#b)",
+    ):
+        assert kept_right(text, "docs/lab.md") == text
+
+
 def test_the_api_page_has_every_public_name_once() -> None:
     listed = [name for names in _module("scripts/reference.py").grouped().values() for name in names]
     assert sorted(listed) == splitpoint.__all__
