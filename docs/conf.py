@@ -38,7 +38,7 @@ NAV: Sequence[tuple[str, Sequence[str]]] = (
 #: Pages below another one: their list is at its end.
 BELOW = {"docs/design.md": "docs/design/*.md"}
 #: What a page is called in the navigation, where its own heading does not say what it is.
-TITLES = {"README.md": "README"}
+TITLES = {"README.md": "README", "docs/design.md": "The design"}
 
 
 def nav() -> Iterator[tuple[str, list[str]]]:
@@ -107,7 +107,7 @@ copyright = author
 html_title = "splitpoint"
 
 root_doc = "docs/index"
-include_patterns = ["docs/**/*.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = ["docs/*.md", "docs/**/*.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = [".*", "out", "src", "tests", "bench", "scripts", "dist", "build"]
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}

@@ -166,7 +166,7 @@ def _class(name: str, cls: type) -> str:
     elif kind == "exception" or getattr(cls, "_is_protocol", False):
         signature = name
     else:
-        signature = f"{name}({_arguments(cls)})"
+        signature = f"{name}({_arguments(cls)})\n:single-line-parameter-list:"
     return _object(kind, signature, "\n\n".join([_markdown(ast.get_docstring(_node(cls)) or ""), *members]), 4)
 
 
