@@ -418,7 +418,7 @@ def _struct(cls: type, known: set[type], title: str) -> Iterator[str]:
     known.add(cls)
     if title:
         yield f"### {title}\n"
-    yield _markdown(ast.get_docstring(_node(cls)) or "") + "\n"
+    yield _without_examples(_markdown(ast.get_docstring(_node(cls)) or "")) + "\n"
     array = getattr(getattr(cls, "__struct_config__", None), "array_like", False)
     if array:
         yield "In the file it is a list, with these in this order:\n"
@@ -435,6 +435,10 @@ def _struct(cls: type, known: set[type], title: str) -> Iterator[str]:
     for one in inside:
         if one not in known:
             yield from _struct(one, known, one.__name__)
+
+
+def _without_examples(text: str) -> str:
+    return re.sub(r"```pycon\n.*?\n```\n?", "", text, flags=re.S)
 
 
 _WORDS = {
@@ -506,7 +510,7 @@ def tables() -> str:
         ]
         if row:
             cls = getattr(module, row)
-            lines.append(_markdown(ast.get_docstring(_node(cls)) or "") + "\n")
+            lines.append(_without_examples(_markdown(ast.get_docstring(_node(cls)) or "")) + "\n")
             lines += [f"* {_names(f.name, cls)}: {_linked(' '.join(f.doc.split()))}" for f in fields_of(cls) if f.doc]
             lines.append("")
     return "\n".join(lines)
