@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test wheel minimal networks check docs bench soak fuzz zoo clean
+.PHONY: help demo test wheel minimal networks check bench soak fuzz zoo clean
 
 help:
 	@echo "make demo      install splitpoint (no PyTorch) and see it work"
@@ -12,12 +12,12 @@ help:
 	@echo "make wheel     build what a device is given, into dist"
 	@echo "make minimal   prove that the core alone is enough, on every Python here (QUICK=--quick make minimal)"
 	@echo "make networks  prove the cuts of the large networks too (minutes)"
-	@echo "make check     lint, types, the ceilings of scripts/line_budget.py, and the documentation"
-	@echo "make docs      build the documentation into out/site; a broken link is an error"
+	@echo "make check     lint, types, and the ceilings of scripts/line_budget.py"
 	@echo "make bench     measure; prints machine, versions and numbers"
 	@echo "make soak      ten minutes of clients that come, go, stall and die (SECONDS=60 make soak)"
 	@echo "make fuzz      a million damaged frames, and a server and a device in all states (FRAMES=100000 STEPS=4000 make fuzz)"
 	@echo "make zoo       rebuild the networks that come with splitpoint"
+	@echo "make docs      build the documentation into out/site; a broken link is an error (make check does it, too)"
 	@echo "make clean     remove what make has made"
 
 $(BIN)/python:
@@ -68,13 +68,15 @@ minimal: | $(BIN)/python
 networks: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m heavy
 
-check: $(VENV)/check.stamp docs
+check: $(VENV)/check.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/line_budget.py
 
 # All anew each time (-E): pages have parts that are made from the code. Nothing is fetched, here or when it is read.
+.PHONY: docs
+check: docs
 docs: $(VENV)/docs.stamp
 	$(BIN)/python -m sphinx -q -E -W --keep-going -n -c docs -d out/doctrees . out/site
 	@echo "wrote out/site/index.html"
