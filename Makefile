@@ -78,6 +78,7 @@ check: $(VENV)/check.stamp
 .PHONY: docs
 check: docs
 docs: $(VENV)/docs.stamp
+	@rm -rf out/site
 	$(BIN)/python -m sphinx -q -E -W --keep-going -n -c docs -d out/doctrees . out/site
 	@echo "wrote out/site/index.html"
 

@@ -72,6 +72,7 @@ def _command(group: click.Group, name: str, above: click.Context) -> Iterator[st
         if isinstance(param, click.Option) and not param.hidden and not param.is_eager:
             names, text = param.get_help_record(context) or ("", "")
             names = re.sub(r" ?/ ?(?=-)", ", ", names)
+            text = re.sub(r" *\[default: \"\"\]", "", text)
             listed.setdefault(_section_of(param), []).append(f":::{{option}} {names}\n{_prose(text)}\n:::\n")
     for title in sorted(listed, key=list(_SECTIONS).index) if _SECTIONS else listed:
         if len(listed) > 1:
@@ -340,7 +341,8 @@ def _markdown(doc: str) -> str:
 
 
 def _linked(line: str) -> str:
-    return re.sub(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", _link, line)
+    line = re.sub(r"(?<!`)`([A-Za-z_][\w.]*)`(?!`)", _link, line)
+    return re.sub(r"(?<![\w`.])([A-Z][a-z]\w+Error)\b(?![\w`.])", _link_error, line)
 
 
 def _link(found: re.Match[str]) -> str:
@@ -349,6 +351,11 @@ def _link(found: re.Match[str]) -> str:
     if value is None or (member and not _documents(value, member)):
         return found[0]
     return f"{{py:obj}}`{found[1]} <splitpoint.{name}{'.' * bool(member)}{member}>`"
+
+
+def _link_error(found: re.Match[str]) -> str:
+    public = found[1] in splitpoint.__all__
+    return f"{{py:exc}}`{found[1]} <splitpoint.{found[1]}>`" if public else found[0]
 
 
 def _documents(cls: Any, member: str) -> bool:
