@@ -25,7 +25,7 @@ NAV: Sequence[tuple[str, Sequence[str]]] = (
     (
         "Reference",
         (
-            "docs/reference/cli.md", "docs/reference/api.md", "docs/reference/errors.md",
+            "docs/reference/cli.md", "docs/reference/api.md", "docs/reference/contracts.md", "docs/reference/errors.md",
             "docs/reference/environment.md", "docs/reference/files.md", "docs/input-spec.md", "docs/stages.md",
             "docs/codecs.md", "docs/wire-format.md", "docs/reference/*.md",
         ),

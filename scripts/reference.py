@@ -151,6 +151,26 @@ def api() -> str:
     return "\n".join(lines)
 
 
+#: The doors of the rooms that have a contract for what others add, and what each has beside the public names.
+DOORS: Mapping[str, str] = {
+    "engines": "KernelTimer Reopenable",
+    "codecs": "",
+    "transports": "Connection Listener",
+    "runtime.client": "RemoteProvider Remote RemoteTail RemoteCall TailAnswer Offer Encoding Abortable",
+}
+
+
+def contracts() -> str:
+    """Every door as its docstring has it, and the members of its protocols."""
+    lines = []
+    for room, names in DOORS.items():
+        module = importlib.import_module(f"splitpoint.{room}")
+        lines += [f"## {room}\n", f"```{{py:module}} splitpoint.{room}\n```\n", _markdown(module.__doc__ or "") + "\n"]
+        for name in names.split():
+            lines += [f"### {name}\n", _class(name, getattr(module, name))]
+    return "\n".join(lines)
+
+
 def _described(name: str, value: Any) -> str:
     if isinstance(value, type):
         return _class(name, value)
@@ -545,7 +565,7 @@ def _wrapped(names: Sequence[str], width: int = 96) -> Iterator[str]:
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
-    "cli": cli, "api": api, "errors": errors, "files": files, "tables": tables,
+    "cli": cli, "api": api, "contracts": contracts, "errors": errors, "files": files, "tables": tables,
 }  # fmt: skip
 
 if __name__ == "__main__":

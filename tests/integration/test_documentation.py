@@ -3,6 +3,8 @@ navigation, every link and anchor exists, and what is said to be complete is."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import re
 import sys
@@ -112,6 +114,21 @@ def test_the_api_page_has_every_public_name_once() -> None:
     assert sorted(listed) == splitpoint.__all__
     text = _text("docs/reference/api.md")
     assert all(f"### {name}\n" in text for name in splitpoint.__all__)
+    mine, theirs = (t.split("```python\n")[1].split("```")[0] for t in (text, splitpoint.__doc__ or ""))
+    assert ast.dump(ast.parse(mine)) == ast.dump(ast.parse(theirs))  # which tests/integration/test_examples.py runs
+
+
+def test_the_contracts_page_has_every_protocol_of_the_doors() -> None:
+    text = _text("docs/reference/contracts.md")
+    for room in _module("scripts/reference.py").DOORS:
+        module = importlib.import_module(f"splitpoint.{room}")
+        protocols = {
+            name
+            for name, value in vars(module).items()
+            if getattr(value, "_is_protocol", False) and value.__module__ == module.__name__
+        }
+        shown = {name for name in protocols if f"### {name}\n" in text}
+        assert protocols - set(splitpoint.__all__) == shown
 
 
 def test_the_command_line_page_has_every_verb_and_option() -> None:
