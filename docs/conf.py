@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 #: The navigation: headings, and the pages under each in this order (patterns, from the repository's root). What several
 #: of them match stands under the first one.
 NAV: Sequence[tuple[str, Sequence[str]]] = (
-    ("Tutorial", ("docs/tutorial.md", "docs/tutorial/*.md")),
-    ("How-to", ("docs/how-to/*.md", "docs/choosing-a-codec.md", "docs/tasks.md", "docs/lab.md")),
+    ("Tutorial", ("docs/install.md", "docs/tutorial.md", "docs/tutorial/*.md")),
+    ("How-to", ("docs/usage.md", "docs/how-to/*.md", "docs/choosing-a-codec.md", "docs/tasks.md", "docs/lab.md")),
     ("Coming from …", ("docs/coming-from/*.md",)),
     (
         "Reference",
