@@ -43,16 +43,22 @@ TITLES = {"README.md": "README", "docs/design.md": "The design"}
 
 
 def nav() -> Iterator[tuple[str, list[str]]]:
-    """The headings that have pages, each with them: paths from the root. An index comes first in its folder."""
+    """The headings that have pages, each with them: paths from the root."""
     seen: set[str] = set()
     for heading, patterns in NAV:
         pages = []
         for pattern in patterns:
-            there = sorted(ROOT.glob(pattern), key=lambda path: (path.stem not in ("index", "README"), path))
+            there = sorted(ROOT.glob(pattern), key=_order)
             pages += [name for path in there if (name := path.relative_to(ROOT).as_posix()) not in seen | {*pages}]
         seen |= {*pages}
         if pages:
             yield heading, pages
+
+
+def _order(path: Path) -> tuple[bool, str, int, str]:
+    """An index comes first in its folder, and a page before its translations (page.ko.md)."""
+    name, *language = path.stem.split(".")
+    return name not in ("index", "README"), name, len(language), path.stem
 
 
 def below(page: str) -> list[str]:
