@@ -18,6 +18,7 @@ help:
 	@echo "make soak      ten minutes of clients that come, go, stall and die (SECONDS=60 make soak)"
 	@echo "make fuzz      a million damaged frames, and a server and a device in all states (FRAMES=100000 STEPS=4000 make fuzz)"
 	@echo "make zoo       rebuild the networks that come with splitpoint"
+	@echo "make docs      build the documentation into out/site; a broken link is an error (make check does it, too)"
 	@echo "make clean     remove what make has made"
 
 $(BIN)/python:
@@ -30,6 +31,10 @@ $(VENV)/core.stamp: pyproject.toml | $(BIN)/python
 
 $(VENV)/check.stamp: pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[check]'
+	@touch $@
+
+$(VENV)/docs.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml | $(BIN)/python
@@ -74,6 +79,14 @@ check: $(VENV)/check.stamp
 	$(BIN)/python scripts/line_budget.py
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+
+# All anew each time (-E): pages have parts that are made from the code. Nothing is fetched, here or when it is read.
+.PHONY: docs
+check: docs
+docs: $(VENV)/docs.stamp
+	@rm -rf out/site
+	$(BIN)/python -m sphinx -q -E -W --keep-going -n -c docs -d out/doctrees . out/site
+	@echo "wrote out/site/index.html"
 
 bench: $(VENV)/test.stamp $(VENV)/bench.stamp
 	$(BIN)/python -m bench
