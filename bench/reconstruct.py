@@ -68,14 +68,11 @@ class Reader:
 
     def learn(self, crossed: Iterable[tuple[Array, Array]]) -> None:
         """From (decoded tensor, pixels) of many photos."""
-        squares = products = None
-        rows = 0
+        squares: Array = np.zeros(())
+        products: Array = np.zeros(())
         for features, pixels in crossed:
             x, y = around(features), tiles(pixels, features.shape[-1])
-            squares = x.T @ x if squares is None else squares + x.T @ x
-            products = x.T @ y if products is None else products + x.T @ y
-            rows += len(x)
-        assert squares is not None
+            squares, products = squares + x.T @ x, products + x.T @ y
         penalty = RIDGE * np.trace(squares) / len(squares) * np.eye(len(squares))
         self._weights = np.linalg.solve(squares + penalty, products)
 
@@ -83,8 +80,9 @@ class Reader:
         """The estimated picture, float[SIZE, SIZE, 3] from 0 to 255."""
         assert self._weights is not None
         side = features.shape[-1]
-        each = (around(features) @ self._weights).reshape(side, side, SIZE // side, SIZE // side, 3)
-        return np.clip(each.swapaxes(1, 2).reshape(SIZE, SIZE, 3) * 255, 0, 255)
+        each: Array = (around(features) @ self._weights).reshape(side, side, SIZE // side, SIZE // side, 3)
+        picture: Array = np.clip(each.swapaxes(1, 2).reshape(SIZE, SIZE, 3) * 255, 0, 255)
+        return picture
 
 
 def coarsest(calibration: Calibration, prefix: int) -> str:
@@ -109,7 +107,8 @@ def around(features: Array) -> Array:
 def tiles(pixels: Array, side: int) -> Array:
     """float64[places, pixels of a place], 0 to 1."""
     n = SIZE // side
-    return pixels.reshape(side, n, side, n, 3).swapaxes(1, 2).reshape(side * side, n * n * 3) / 255
+    rows: Array = pixels.reshape(side, n, side, n, 3).swapaxes(1, 2).reshape(side * side, n * n * 3) / 255
+    return rows
 
 
 def small(picture: Array) -> Array:

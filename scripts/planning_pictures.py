@@ -45,6 +45,8 @@ def main() -> None:
     (options.output / "slow.json").write_bytes(profile_bytes(edge))
     calibration = load_calibration(zoo_path(edge.graph.name).with_suffix(".calib.json"))
     link = parse_link(options.link)
+    if not isinstance(link, Link):
+        parser.error("a link is needed, not a trace")
     planner = Planner(None, (edge, cloud), constraints=Constraints(agreement=AGREEMENT), calibration=calibration)
     cuts = edge.graph.chain()
     rows = [planner.price(cut, ["raw"] * len(cut.crossing), link) for cut in cuts]
