@@ -46,7 +46,7 @@ SHOWN = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 class Reader:
-    """From the photo to what a server decodes of it at one cut, and back to pixels."""
+    """From the photo to what a server decodes of it at one cut."""
 
     def __init__(self, model: Model, calibration: Calibration, at: str) -> None:
         cut = model.graph.cut(at)
@@ -54,7 +54,6 @@ class Reader:
         self._head: Session = open_engine(threads=1).compile(model.head(cut))
         prefix = next(k for k, one in enumerate(model.graph.prefixes()) if one.nodes == cut.nodes)
         self._klt = Klt(coarsest(calibration, prefix), tables_of(calibration, model)[self.tensor])
-        self._weights: Array | None = None
 
     @property
     def codec(self) -> str:
@@ -65,6 +64,12 @@ class Reader:
         features = self._head.run(inputs)[self.tensor]
         data = self._klt.encode(features)
         return self._klt.decode(data, spec_of(self.tensor, features))[0], data.size
+
+
+class Estimate:
+    """Pixels from a tensor: a linear map from each place and those around it."""
+
+    _weights: Array | None = None
 
     def learn(self, crossed: Iterable[tuple[Array, Array]]) -> None:
         """From (decoded tensor, pixels) of many photos."""
@@ -179,18 +184,19 @@ def main() -> None:
     titles, columns = ["the photo"], [[small(one) for one in shown]]
     for at in CUTS:
         reader = Reader(model, calibration, at)
-        reader.learn((reader.crossed({name: one})[0], small(one)) for one in learnt)
+        estimate = Estimate()
+        estimate.learn((reader.crossed({name: one})[0], small(one)) for one in learnt)
         sizes, noise, alike = [], [], []
         for one in fresh:
             features, nbytes = reader.crossed({name: one})
-            estimated = reader.pixels(features)
+            estimated = estimate.pixels(features)
             sizes.append(nbytes)
             noise.append(psnr(small(one), estimated))
             alike.append(correlation(small(one), estimated))
         row = f"{at}, {reader.codec}", median(sizes), median(noise), median(alike)
         print(f"{row[0]:<44}{row[1]:>7.0f}{row[2]:>9.1f}{row[3]:>13.2f}", flush=True)
         titles.append(f"from {row[1] / 1000:.1f} kB at\n{at}")
-        columns.append([reader.pixels(reader.crossed({name: one})[0]) for one in shown])
+        columns.append([estimate.pixels(reader.crossed({name: one})[0]) for one in shown])
     if given.output:
         rows = [("", pictures) for pictures in zip(*columns, strict=True)]
         picture_of(rows, titles).save(given.output, optimize=True)
