@@ -6,8 +6,8 @@
 The long ones are commands of their own: `python -m bench.truth` (every scenario), `bench.profile` (of more networks),
 `bench.adapt`, `bench.tasks` (4g and wifi; here only whole commands on one machine), `bench.faults`, `bench.load`,
 `bench.fuzz`, `bench.soak` and `bench.predict`. So are those that fetch photos (`bench.photos`): `bench.fidelity`,
-`bench.klt`, `bench.calibrated`, `bench.cameras` (cameras that share an uplink) and `bench.cells` (where a cut inside is
-the best answer).
+`bench.klt`, `bench.calibrated`, `bench.cameras` (cameras that share an uplink), `bench.cells` (where a cut inside is
+the best answer) and `bench.reconstruct` (what a decoder of klt's bits sees).
 """
 
 from __future__ import annotations
