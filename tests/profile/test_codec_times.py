@@ -10,6 +10,7 @@ from codec_arrays import NAMES, example
 from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError
 from splitpoint.models.model import Model
+from splitpoint.profile import codec_times
 from splitpoint.profile.codec_times import codec_costs, measure
 from splitpoint.tensors import Array, TensorSpec, spec_of
 
@@ -19,6 +20,35 @@ def test_codecs_are_measured_for_tensors_that_cross(lenet: Model) -> None:
     assert {"raw", "fp16", "int8", "int4", "int8+zstd", "jpeg:90"} <= costs.keys()
     assert costs["int8"].encode_ms_per_mb > 0
     assert all(ms >= 0 for c in costs.values() for ms in msgspec.structs.astuple(c))
+
+
+class Cold:
+    """A clock that moves by 1 ms each time it is read, and by 4 when the first action after a run ends."""
+
+    def __init__(self) -> None:
+        self.now, self.runs, self._reads = 0.0, 0, 0
+
+    def run(self) -> None:
+        self.runs, self._reads = self.runs + 1, 0
+
+    def clock(self) -> float:
+        self._reads += 1
+        self.now += 4e-3 if self.runs and self._reads == 2 else 1e-3
+        return self.now
+
+
+@pytest.mark.parametrize(("budget_s", "rounds"), [(0.0, 1), (10.0, 9)])
+def test_what_a_codec_takes_longer_after_a_run_of_the_model(budget_s: float, rounds: int) -> None:
+    cold = Cold()
+    more = codec_times._after(cold.run, TensorSpec("x", "float32", (1, 64, 28, 28)), budget_s, cold.clock)
+    assert more == pytest.approx((3.0, 3.0)), "encoding, decoding"
+    assert cold.runs == 2 * rounds
+
+
+def test_it_is_added_to_all_but_raw(lenet: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_times, "_after", lambda *given: (1000.0, 2000.0))
+    for name, cost in codec_costs(lenet, 0.01, lambda: None).items():
+        assert (cost.encode_fixed_ms >= 1000, cost.decode_fixed_ms >= 2000) == (name != "raw", name != "raw")
 
 
 class Timed:

@@ -32,7 +32,7 @@ def budgets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         profile = MEASURE(model, engine, budget_s=0.1, proceed=proceed)
         return msgspec.structs.replace(profile, complete=budget_s > 5)
 
-    monkeypatch.setattr(measure, "codec_costs", lambda model, budget_s: {})
+    monkeypatch.setattr(measure, "codec_costs", lambda *given: {})
     monkeypatch.setattr(profiling, "profile_model", quickly)
     with nothing_leaks():
         yield found

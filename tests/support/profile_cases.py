@@ -82,7 +82,7 @@ def survey(model: Model, machinery: Machinery, budget_s: float, **more: Any) -> 
         machinery,
         budget_s=budget_s,
         clock=machinery.clock,
-        codecs=lambda model, s: {},
+        codecs=lambda *given: {},
         pause=lambda seconds: None,
         **more,
     )

@@ -312,7 +312,8 @@ class CostModel:
         here = self._times(host, spec, _COMPARED) if known and host.knows(_COMPARED) else None
         if measured is None or known is None or here is None:
             return None
-        return measured[0] * here[0] / known[0], measured[1] * here[1] / known[1]
+        slower = here[0] / known[0]  # encoding: both were timed right after a run of the model
+        return measured[0] * slower, measured[1] * slower
 
     @cached_property
     def tables(self) -> tuple[TensorTable, ...]:

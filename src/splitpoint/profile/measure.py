@@ -132,7 +132,7 @@ class ProfileRun:
         note: str = "",
         watts: Watts | None = None,
         clock: Clock = time.perf_counter,
-        codecs: Callable[[Model, float], dict[str, CodecCost]] | None = None,
+        codecs: Callable[[Model, float, Callable[[], object] | None], dict[str, CodecCost]] | None = None,
         pause: Callable[[float], None] = time.sleep,
         proceed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -169,7 +169,7 @@ class ProfileRun:
     def prepare(self, meter: Meter | None = None, on_progress: OnProgress | None = None) -> None:
         """Measures the whole model, its kernels, codecs and power."""
         self._tell(on_progress, "the whole model", 1)
-        compile_s = self._measure_whole(meter)
+        compile_s = self._measure_whole(meter, on_progress)
         whole_s = float(np.median(self._whole)) / 1e3
         self._nodes *= whole_s * 1e3
         warm, runs = (2, 7) if whole_s < 0.1 else (1, 3)
@@ -179,15 +179,13 @@ class ProfileRun:
             self._tell(on_progress, "kernel times", 1)
             kernels = self.engine.kernel_times(whole, self._inputs, runs, warm)
             self._nodes = node_times(self.model, kernels)
-        if self._left_s() > 0:
-            self._tell(on_progress, "codecs", 1)
-            self._codecs = self._codec_costs(self.model, min(_CODECS * self.budget_s, 0.5 * self._left_s()))
 
-    def _measure_whole(self, meter: Meter | None) -> float:
+    def _measure_whole(self, meter: Meter | None, on_progress: OnProgress | None) -> float:
         """Fills in the whole's times; returns seconds that compiling took."""
         whole = self.model.whole()
         if not whole.outputs:  # what goes in is what comes out
             self._whole = [0.0]
+            self._measure_codecs(None, on_progress)
             return 0.0
         started = self._clock()
         session = self.engine.compile(whole)
@@ -200,9 +198,15 @@ class ProfileRun:
                 seconds = _POWER * self.budget_s
                 self.watts = measure_watts(meter, lambda: session.run(self._inputs), self._clock, time.sleep, seconds)
             self._ends(session.nbytes)
+            self._measure_codecs(lambda: session.run(self._inputs), on_progress)
         finally:
             session.close()
         return compile_s
+
+    def _measure_codecs(self, run: Callable[[], object] | None, on_progress: OnProgress | None) -> None:
+        if self._left_s() > 0:
+            self._tell(on_progress, "codecs", 1)
+            self._codecs = self._codec_costs(self.model, min(_CODECS * self.budget_s, 0.5 * self._left_s()), run)
 
     def _ends(self, nbytes: int) -> None:
         """The whole model is a head without a tail, and a tail without a head: two cuts are measured."""

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from plans import profiles
 from serving import nothing_leaks, until
-from tabled import calibration
+from tabled import calibration as calibrated
 
+from splitpoint.calibration.calibrations import Calibration
 from splitpoint.engines import open_engine
 from splitpoint.errors import BusyError, RefusedError, ServerError, SplitpointError, UsageError
 from splitpoint.graph import Cut
@@ -110,9 +111,16 @@ def known(monkeypatch: pytest.MonkeyPatch) -> list[Basis]:
     return basis
 
 
-def begun(edge: FakeEdge, **how: Any) -> tuple[AutoPlanning, list[Event]]:
+def begun(edge: FakeEdge, *, calibration: Calibration | None = None, **how: Any) -> tuple[AutoPlanning, list[Event]]:
     told: list[Event] = []
-    planning = AutoPlanning(ref(edge), AutoPlan(**how), ENGINE, None, told.append)  # type: ignore[arg-type]
+    planning = AutoPlanning(
+        ref(edge),
+        AutoPlan(**how),
+        ENGINE,
+        None,
+        told.append,
+        lambda: calibration,  # type: ignore[arg-type]
+    )
     planning.begin()
     return planning, told
 
@@ -144,13 +152,12 @@ def test_the_guess_needs_nothing_that_is_not_here(known: list[Basis]) -> None:
 
 def test_what_answers_must_be_kept_is_planned_for_with_what_is_calibrated_of_this_model(known: list[Basis]) -> None:
     kept = Constraints(agreement=0.9)
-    planning, _ = begun(FakeEdge(THERE), constraints=kept, calibration=calibration())
+    planning, _ = begun(FakeEdge(THERE), constraints=kept, calibration=calibrated())
     assert planning.chosen is not None
-    assert planning.chosen.plan.constraints == ("an agreement of at least 90 %",)
-    other = msgspec.structs.replace(calibration(), fingerprint="0" * 64)
-    begun(FakeEdge(THERE), calibration=other)
+    assert planning.chosen.plan.constraints == ("a drop of at most 10 %",), "by its lower end"
+    begun(FakeEdge(THERE))
     with pytest.raises(UsageError, match="--agreement needs a calibration"):
-        begun(FakeEdge(THERE), constraints=kept, calibration=other)
+        begun(FakeEdge(THERE), constraints=kept)
 
 
 def test_after_an_answer_both_are_profiled_and_it_goes_over(known: list[Basis]) -> None:

@@ -29,7 +29,7 @@ from splitpoint.errors import RefusedError
 from splitpoint.graph import Cut
 from splitpoint.link import Link
 from splitpoint.planning.choice import least
-from splitpoint.planning.constraints import Constraints
+from splitpoint.planning.constraints import Constraints, check_budget
 from splitpoint.planning.planner import Planner
 from splitpoint.planning.plans import Option, Plan
 from splitpoint.profile.profiles import Profile
@@ -235,6 +235,7 @@ class AutoPlanning:
         limits = (how.constraints or Constraints()).bounded
         # Without a word on what may be lost, nothing lossy is chosen by itself.
         calibration = self._calibration() if limits.faithful or limits.max_bytes or limits.codecs else None
+        check_budget(how.constraints or limits, calibration)
         planner = known.planner(edge.model.graph, constraints=limits, calibration=calibration)
         if (said := planner.nothing_lossy) and not over:
             self._step(said)

@@ -155,6 +155,7 @@ class Profiling:
         job.charge(asker)
         self._jobs.append(job)
         if self.thread is None:
+            self._until = monotonic() + asker.budget_s
             self.thread = threading.Thread(target=self._work, name="profile", daemon=True)
             self.thread.start()
 
