@@ -488,3 +488,29 @@ def test_prefix_is_a_set() -> None:
     assert (9 in two, 9 in three, "x" in two) == (False, True, False)
     assert repr(three) == "Prefix([2, 4, 9])"
     assert sorted(three) == [2, 4, 9]
+
+
+def test_the_outermost_module_may_be_left_out() -> None:
+    """The first seed's lists have the names inside `features`."""
+    names = ("features.0.0", "features.0.1", "features.1.conv.0.0", "classifier.1")
+    nodes = [Node(n, "Relu", n, (f"t{k}",), (f"t{k + 1}",)) for k, n in enumerate(names)]
+    specs = {f"t{k}": TensorSpec(f"t{k}", "float32", (1, 4)) for k in range(5)}
+    graph = Graph("g", tuple(nodes), (specs["t0"],), (specs["t4"],), specs, aliases={"features.0.2": "features.0.1"})
+    for short in ("0.0", "0.1", "0.2", "1.conv.0.0"):
+        assert graph.cut(short).name == short
+        assert graph.cut(short).nodes == graph.cut(f"features.{short}").nodes
+    with pytest.raises(CutError, match=r"no layer, node or tensor 0\.9"):
+        graph.cut("0.9")
+    assert graph.modules == (
+        "features.0.0", "features.0.1", "features.0.2", "features.0", "features.1.conv.0.0", "features.1.conv.0",
+        "features.1.conv", "features.1", "features", "classifier.1", "classifier",
+    )  # fmt: skip
+
+
+def test_a_short_name_of_two_layers_is_refused_with_both() -> None:
+    names = ("left.0.0", "right.0.0")
+    nodes = [Node(n, "Relu", n, (f"t{k}",), (f"t{k + 1}",)) for k, n in enumerate(names)]
+    specs = {f"t{k}": TensorSpec(f"t{k}", "float32", (1, 4)) for k in range(3)}
+    graph = Graph("g", tuple(nodes), (specs["t0"],), (specs["t2"],), specs)
+    with pytest.raises(CutError, match=r"say layer:left\.0\.0 .* or layer:right\.0\.0"):
+        graph.cut("0.0")

@@ -440,7 +440,8 @@ class Graph:
     def cut(self, at: str | int) -> Cut:
         """The cut named `at`: a layer path, node, tensor, chain index, ``input``, ``output`` or ``middle``.
 
-        A layer means "up to and including all that this layer needs". ``prefix:17`` is the 17th topological prefix:
+        A layer means "up to and including all that this layer needs"; the outermost module may be left out, if what is
+        left means one layer (``0.0`` for ``features.0.0``). ``prefix:17`` is the 17th topological prefix:
         beside parallel branches it may have no other name. ``a + b`` is all that either needs. Where a model has a
         layer, node or tensor of such a name, ``layer:5``, ``node:5`` and ``tensor:5`` mean these, ``cut:5`` ours.
 
@@ -513,6 +514,11 @@ class Graph:
         meanings: dict[int, str] = {} if own is None else {self._bits(own.nodes): f"cut:{at}"}
         for kind, bits in self._all_of(at).items():
             meanings.setdefault(bits, f"{kind}:{at}")
+        if not meanings:  # ``0.0`` where the one module is called ``features.0.0``
+            for top in self._outer:
+                meant = self._means("layer", f"{top}.{at}")
+                if meant is not None:
+                    meanings.setdefault(meant, f"layer:{top}.{at}")
         return {form: bits for bits, form in meanings.items()}
 
     def _own(self, word: str) -> Cut | None:
@@ -583,6 +589,23 @@ class Graph:
                          for parent in module_paths(path)[:-1] for i in nodes.get(name, ()))  # fmt: skip
         tensors = {t: (i,) for t, i in self.producer.items()}
         return {"layer": {**folded, **layers, **held}, "node": nodes, "tensor": {**inputs, **tensors}}
+
+    @cached_property
+    def _outer(self) -> tuple[str, ...]:
+        """The modules with modules inside that are inside of none."""
+        return tuple(dict.fromkeys(path.partition(".")[0] for path in self._named["layer"] if "." in path))
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """Every module as `cut` takes it, in the order of what it needs, those inside others before them; also those
+        that no node carries (folded, dropped) or that only hold others."""
+        held = {path: self._means("layer", path) or 0 for path in self._named["layer"] if path and self._shown(path)}
+        order = sorted(held, key=lambda path: (held[path].bit_count(), -path.count("."), _natural(path)))
+        return tuple(dict.fromkeys(self.spell("layer", path) for path in order))
+
+    def _shown(self, path: str) -> bool:
+        """Whether it is a folded module's path, or something of it is placed."""
+        return path in self.aliases or any(self.nodes[i].placed for i in self._named["layer"][path])
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -657,6 +680,11 @@ class _Needs:
     values: tuple[str, ...]
     origins: tuple[str, ...]
     vectors: tuple[int, ...]
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """What sorts ``conv.2`` before ``conv.10``."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
 def module_paths(layer: str) -> list[str]:

@@ -17,7 +17,7 @@ from splitpoint.codecs.klt_tables import MAX_TABLES_BYTES, KltTables
 from splitpoint.documents import Count, Documents
 from splitpoint.engines import Engine
 from splitpoint.errors import EngineError, InputError, UsageError
-from splitpoint.files import make_folder, named, publish, read_file, scratch
+from splitpoint.files import make_folder, named, publish, read_file, read_text, scratch
 from splitpoint.graph import Cut
 from splitpoint.models.dataflow import drawing
 from splitpoint.models.input_values import advice, default_input, varied, with_values
@@ -32,6 +32,8 @@ RELATIVE_TOLERANCE = 1e-3
 SIGNAL_FLOOR = 1e-3
 #: What `split` calls a file with tables.
 _TABLES = re.compile(r"[0-9a-f]{64}\.klt")
+#: Bytes of a list of layers' names.
+_MOST_NAMES = 16 << 20
 
 
 class PinnedTables(msgspec.Struct, frozen=True):
@@ -383,14 +385,20 @@ def check_specs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> dic
 
 
 def select(model: Model, which: str) -> list[Cut]:
-    """Cuts for ``chain`` (single-tensor cuts), ``all`` (every topological prefix) or a number N spread over all."""
+    """Cuts for ``chain`` (single-tensor cuts), ``all`` (every topological prefix), a number N spread over all, or a
+    file of names, one a line: just these, called as they are called there. CutError for a name that is none."""
     if which == "chain":
         return list(model.graph.chain())
     cuts = list(model.graph.prefixes())
     if which == "all":
         return cuts
     count = int(which) if which.isdecimal() else 0
+    if count < 1 and Path(which).is_file():
+        lines = (line.strip() for line in read_text(Path(which), _MOST_NAMES, "a list of layers").splitlines())
+        return [model.graph.cut(name) for name in dict.fromkeys(filter(None, lines))]
     if count < 1:
-        raise UsageError(f"--cuts is chain, all or a number of cuts, not {which}")
+        raise UsageError(
+            f"--cuts is chain, all or a number of cuts, or a file of layers' names, one a line; not {which}"
+        )
     picks = np.linspace(0, len(cuts) - 1, min(count, len(cuts))).round().astype(int)
     return [cuts[i] for i in dict.fromkeys(picks.tolist())]

@@ -11,7 +11,7 @@ from serving import Gate, affine, nothing_leaks
 
 from splitpoint.cli import link, main
 from splitpoint.link import Link
-from splitpoint.link.files import load_link, save_link
+from splitpoint.link.files import load_link, load_trace, save_link
 from splitpoint.link.presets import PRESETS
 from splitpoint.runtime.probe.link_probe import LinkMeasurement
 from splitpoint.runtime.server.server import Server
@@ -121,3 +121,37 @@ def test_mistakes_are_one_sentence(
     assert (code, said) == (status, "")
     assert words in err
     assert len(err.splitlines()) == 1
+
+
+def test_watching_goes_on_and_its_csv_is_a_trace(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "watch.csv"
+    words = ["--cloud", server.address, "--watch", "300ms", "--budget", "600ms"]
+    status, said, err = run(capsys, *words, "--csv", str(path))
+    assert status == 0, err
+    title, *lines = said.splitlines()
+    assert "up Mbit/s" in title
+    assert 1 <= len(lines) <= 2  # on a busy machine a turn is left out
+    assert load_trace(path).times[0] == 0
+    assert len(load_trace(path).links) == len(lines)
+    status, said, _ = run(capsys, *words, "--json")
+    assert status == 0
+    assert json.loads(said.splitlines()[0])["up"] > 0
+    for wrong in (["--watch", "1s"], ["--cloud", "x", "--csv", str(path)], ["m", "--cloud", "x", "--watch", "1s"]):
+        status, _, err = run(capsys, *wrong)
+        assert status == 2
+        assert "--cloud HOST --watch 1s" in err
+    status, _, err = run(capsys, "--cloud", server.address, "--watch", "100ms")
+    assert status == 2
+    assert "too often" in err
+
+
+def test_what_is_watched_goes_to_standard_output_row_by_row(
+    server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    assert main(["link", "--cloud", server.address, "--watch", "300ms", "--budget", "600ms", "--csv", "-"]) == 0
+    header, *rows = capfd.readouterr().out.splitlines()
+    assert header == "time,up,down,rtt,jitter"
+    assert all(len(row.split(",")) == 5 for row in rows)
+    assert rows

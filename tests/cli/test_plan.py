@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from splitpoint.engines import open_engine
 from splitpoint.planning.files import load_plan
 from splitpoint.predict.learn.files import load_latency
 from splitpoint.predict.price.prediction import predict_latency
-from splitpoint.profile.files import save_profile
+from splitpoint.profile.files import load_profile, save_profile
 from splitpoint.runtime.server.server import Server
 
 
@@ -226,3 +227,24 @@ def test_a_server_measures_itself_for_a_device_that_is_not_there(
     assert plan["options"][0]["total"][0] == pytest.approx(
         predict_latency(model_of(LENET), load_latency(latency_files / "device.latency.json")).whole.median
     )
+
+
+def test_every_partition_point(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "points.csv"
+    text = ok(capsys, *command(files, "--all", "--csv", path))
+    edge = load_profile(files / "edge.profile.json")
+    points = edge.graph.prefixes()
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["partition_point"] for row in rows] == [cut.name for cut in points]
+    for row in rows:
+        parts = sum(float(row[name]) for name in ("edge_ms", "transfer_ms", "cloud_ms"))
+        assert parts == pytest.approx(float(row["total_ms"]), abs=1e-4)
+        assert row["partition_point"] in text
+    assert [row["partition_point"] for row in rows if row["best"] == "True"] == ["output"]
+    assert float(rows[-1]["total_ms"]) == pytest.approx(90.0, rel=1e-3)
+    assert float(rows[0]["edge_ms"]) == 0
+    assert "best partition point: output" in text
+    data = json.loads(ok(capsys, *command(files, "--all", "--json")))
+    assert len(data["points"]) == len(rows)
+    assert data["plan"]["best"]["kind"] == "device"

@@ -52,12 +52,15 @@ def test_run_begins_with_a_guess_and_says_so(
     assert [(row["cut"], row["plan"]) for row in rows] == [("input", "guess")] * 2
     assert "a guess to begin with: all on the server, raw input (this machine by the model's FLOPs; the" in said.err
     assert "2 of 2 cut by a guess (--profile-first plans before the first)" in said.err
+    assert "best partition point" not in said.err  # the plan is not known yet
     monkeypatch.undo()
     assert main(["run", *images, *common, "--json", "--profile-first", "--fallback", "wait"]) == 0
     said = capsys.readouterr()
     assert [json.loads(line)["plan"] for line in said.out.splitlines()] == ["profiled"] * 2
     assert "link " in said.err
     assert "guess" not in said.err
+    for words in ("bandwidth: ", "best latency: ", "best partition point: "):  # as the second seed printed them
+        assert words in said.err
     assert main(["run", images[0], *common, "--budget", "0", "--profile-first"]) == 2
     assert "with a budget of 0 nothing is profiled" in capsys.readouterr().err
     assert main(["run", images[0], *common, "--at", "pool1", "--profile-first"]) == 2
@@ -76,7 +79,10 @@ def test_run_follows_a_plan(server: Server, tmp_path: Path, capsys: pytest.Captu
     save_plan(file, msgspec.structs.replace(plan, best=split))
     common = ["run", image, "--cloud", server.address, "--cache", str(tmp_path), "--threads", "1", "--json"]
     assert main([*common, "--plan", str(file)]) == 0
-    assert json.loads(capsys.readouterr().out)["cut"] == split.cut
+    said = capsys.readouterr()
+    assert json.loads(said.out)["cut"] == split.cut
+    for words in ("bandwidth: ", "best latency: ", f"best partition point: {split.cut}"):
+        assert words in said.err
     assert main([*common, "--plan", str(file), "--at", "input"]) == 2
     save_plan(file, msgspec.structs.replace(plan, fingerprint="0" * 64))
     assert main([*common, "--plan", str(file)]) == 2

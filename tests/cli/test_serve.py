@@ -106,6 +106,14 @@ def test_a_model_among_several_that_cannot_be_opened_is_named(
     assert f"{path}: input x: float32[N,3,H] has free dimensions (H): fix them with --shape x=1,3,N" in said
 
 
+def test_weights_of_several_models_stand_behind_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    code, said = run(["serve", "alex_net", "le_net@random:2", "--weights", "random:1"], capsys)
+    assert code == 2
+    assert "serve alex_net@random:1 le_net@random:2" in said
+
+
 def test_options_of_one_model_are_not_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     affine(tmp_path)
     code, said = run(["serve", str(tmp_path), "--shape", "x=1,1024"], capsys)

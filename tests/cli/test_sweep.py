@@ -109,3 +109,25 @@ def test_sweep_draws(serving: Serving, cache: Path, tmp_path: Path, capsys: pyte
     with Image.open(tmp_path / "s.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 600
+
+
+def test_a_list_of_layers_is_swept_as_it_is(
+    serving: Serving, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every line has its row, called as the line; names of one cut share its measurement."""
+    names, path = tmp_path / "layer_names.txt", tmp_path / "rows.csv"
+    names.write_text("expand.conv\n\nconv1\n")
+    command = ["sweep", "lenet", "--cloud", serving.address, "--images", digits()[0], "--repeat", "1", "--csv", path]
+    assert "no layer, node or tensor expand.conv" in fails(capsys, 2, *command, "--cuts", names)
+    names.write_text("conv1\nlayer:conv1\n\ntanh1\nnode:conv1\n")
+    status = main([str(word) for word in (*command, "--cuts", names)])
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert "4 names are 2 cuts" in said.err
+    rows = {row.split_layer: row for row in read_rows(path)}
+    assert sorted(rows) == ["conv1", "layer:conv1", "node:conv1", "tanh1"]
+    assert rows["conv1"].p50_rtt == rows["layer:conv1"].p50_rtt == rows["node:conv1"].p50_rtt
+    before = path.read_text()
+    ok(capsys, *command, "--cuts", names)
+    assert path.read_text() == before
+    assert "a file of layers' names" in fails(capsys, 2, *command, "--cuts", tmp_path / "none.txt")

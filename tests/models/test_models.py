@@ -21,7 +21,7 @@ from splitpoint.models import load
 )
 def test_what_is_missing_is_said_before_what_is_wrong_with_weights(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        load(name, weights="random")
+        load(name, weights="own.pth")
 
 
 @pytest.mark.parametrize("name", ["", "nosuch.onnx", "zoo:foo", "lenet55"])

@@ -8,7 +8,17 @@ import pytest
 
 from splitpoint import wire
 from splitpoint.errors import ModelError, UsageError
-from splitpoint.models.names import SHORT_NAMES, TORCHVISION, full_name, name_of, names_of, offered
+from splitpoint.models.names import (
+    BUILT,
+    SHORT_NAMES,
+    TORCHVISION,
+    full_name,
+    is_named,
+    name_of,
+    names_of,
+    offered,
+    with_weights,
+)  # fmt: skip
 from splitpoint.runtime.model_choice import choose_model
 
 
@@ -74,3 +84,19 @@ def test_a_name_of_torchvision_is_offered_with_where_it_is_from(typed: str, offe
 def test_the_names_of_torchvision_are_its_own() -> None:
     models = pytest.importorskip("torchvision").models
     assert set(TORCHVISION) <= set(models.list_models(module=models))
+
+
+def test_weights_may_stand_behind_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert with_weights("le_net@random") == ("le_net", "random")
+    assert with_weights("torchvision:resnet50@weights/own.pth") == ("torchvision:resnet50", "weights/own.pth")
+    assert with_weights("hf:user/model@main") == ("hf:user/model@main", None)
+    assert full_name("mobilenet@random:7") == "torchvision:mobilenet_v2"
+    assert name_of("alex_net@random:0") == "alexnet"
+    assert names_of("alex_net@random:0") == ("alex_net", "alexnet")
+    assert is_named(f"{BUILT}le_net")
+    assert is_named("alexnet@random:7")
+    assert not is_named("alexnet@/elsewhere/weights.pth")
+    assert name_of(f"{BUILT}le_net@random:3") == "le_net"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net@random").write_bytes(b"")
+    assert with_weights("net@random") == ("net@random", None)

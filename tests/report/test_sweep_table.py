@@ -50,7 +50,7 @@ def test_stages_of_a_row_add_up_and_leave_out_reading_the_input(model: Model) ->
     assert row.avg_compute == pytest.approx(0.2)
     assert row.avg_transfer == pytest.approx(0.3)
     assert row.avg_recv == pytest.approx(0.4)
-    assert row.avg_rtt == row.avg_compute + row.avg_transfer + row.avg_recv
+    assert row.avg_rtt == round(row.avg_compute + row.avg_transfer + row.avg_recv, 6)
     assert row.avg_queue == pytest.approx(0.02)
     assert row.avg_server_compute == pytest.approx(0.08)
     assert row.clock_error == pytest.approx(0.01)

@@ -108,3 +108,13 @@ def test_a_file_that_is_not_there_and_one_that_is_no_text(tmp_path: Path) -> Non
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="UTF-8"):
         load_tasks(tmp_path / "b.toml")
+
+
+def test_weights_may_stand_behind_a_model_but_not_lie_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.toml"
+    path.write_text('[[tasks]]\nmodel = "alexnet@random:3"\n')
+    assert load_tasks(path) == [Task(name="alexnet-1", model="alexnet", weights="random:3")]
+    path.write_text('[[tasks]]\nmodel = "alexnet@../own.pth"\n')
+    (tmp_path.parent / "own.pth").write_bytes(b"")
+    with pytest.raises(InputError, match="outside its folder"):
+        load_tasks(path)

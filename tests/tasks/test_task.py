@@ -24,3 +24,13 @@ def test_a_mix_is_the_same_for_the_same_seed() -> None:
     for bad in (lambda: mix([""], 1), lambda: mix(models, 0), lambda: mix([], 3)):
         with pytest.raises(UsageError):
             bad()
+
+
+def test_models_of_a_mix_may_name_their_weights() -> None:
+    tasks = mix(["alexnet@random:0", "lenet"], 4, seed=1)
+    assert [(t.name, t.model, t.weights) for t in tasks] == [
+        ("alexnet-1", "alexnet", "random:0"), ("lenet-1", "lenet", ""), ("alexnet-2", "alexnet", "random:0"),
+        ("lenet-2", "lenet", ""),
+    ]  # fmt: skip
+    names = {t.name for t in mix(["lenet@random:0", "lenet@random:1"], 40)}
+    assert len(names) == 40

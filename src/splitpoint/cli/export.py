@@ -11,7 +11,7 @@ from splitpoint.cli.console import put_json, say, waiting
 from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options.model_options import parse_shapes
 from splitpoint.cli.options.output import json_option, output_option
-from splitpoint.models.names import SHORT_NAMES
+from splitpoint.models.names import SHORT_NAMES, with_weights
 from splitpoint.units import size
 
 
@@ -40,11 +40,12 @@ def command(
     from splitpoint.models.torch import export
 
     spec = InputSpec.from_file(input_spec) if input_spec else None
+    model, named = with_weights(model)
     say(f"exporting {model} with PyTorch, once: mostly 10 to 60 s")
     with waiting(f"exporting {model}") as now:
         report = export(
-            SHORT_NAMES.get(model, model), output, weights=weights, shapes=parse_shapes(shapes), input_spec=spec,
-            progress=lambda text: now(f"{model}: {text}"),
+            SHORT_NAMES.get(model, model), output, weights=named or weights, shapes=parse_shapes(shapes),
+            input_spec=spec, progress=lambda text: now(f"{model}: {text}"),
         )  # fmt: skip
     if as_json:
         put_json({**asdict(report), "path": str(report.path)})

@@ -31,8 +31,8 @@ from splitpoint.units import count, counted, size
     "--cuts", type=click.Choice(["all", "chain"]), default="all", help="Every node, or single-tensor cuts only."
 )
 @csv_option("Write all columns as CSV.")
-@xlsx_option("Write a spreadsheet.")
-@click.option("--names", type=OUTPUT, metavar="FILE", help="Write layer names, one a line.")
+@xlsx_option("Write a spreadsheet: a sheet called as the model, added to a workbook that is there.")
+@click.option("--names", type=OUTPUT, metavar="FILE", help="Write every module's name, one a line.")
 @result_option
 @json_option
 @model_options

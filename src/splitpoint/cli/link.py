@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from math import inf
 from pathlib import Path
+from time import perf_counter, sleep
 
 import click
 import msgspec
 
-from splitpoint.cli.console import out, put_json, table
+from splitpoint.cli.console import out, put_json, say, table
 from splitpoint.cli.help_pages import verb
 from splitpoint.cli.options import given
-from splitpoint.cli.options.output import json_option, output_option, wrote
-from splitpoint.cli.options.quantities import budget_option
+from splitpoint.cli.options.output import csv_option, json_option, output_option, wrote
+from splitpoint.cli.options.quantities import SECONDS, budget_option
 from splitpoint.cli.options.server_options import cloud_option
-from splitpoint.errors import UsageError
+from splitpoint.errors import ServerError, UsageError
+from splitpoint.files import is_special
 from splitpoint.link import Link
 from splitpoint.link.files import save_link
 from splitpoint.link.link_trace import LinkTrace
 from splitpoint.link.parse import parse_link
 from splitpoint.link.presets import PRESETS, nearest_preset
+from splitpoint.report.files import write_csv
 from splitpoint.report.table import Column
 from splitpoint.runtime.client.channel import Channel
 from splitpoint.runtime.client.edge import Edge
@@ -46,12 +50,16 @@ _FAST_MBPS = 2000.0
     "--link", "spec", metavar="SPEC",
     help="Do not measure: a preset, UP/DOWN,ROUNDTRIP (10mbit/20mbit,40ms), a .link.json or a trace .csv.",
 )  # fmt: skip
-@budget_option("3s", "How long measuring may take.")
+@budget_option("3s", "How long measuring may take; with --watch, how long to watch (default: until Ctrl-C).")
+@click.option("--watch", "every_s", type=SECONDS, metavar="TIME",
+              help="Measure again this often, such as 1s, with a line each. A quarter of the time the link is then "
+                   "filled.")  # fmt: skip
+@csv_option("With --watch: write a line each as CSV, a trace that --link FILE.csv takes.")
 @output_option("Write the link, for --link FILE elsewhere.", metavar="FILE.link.json")
 @json_option
 def command(
-    model: str | None, cloud: str | None, security: Security, spec: str | None, budget_s: float, output: Path | None,
-    as_json: bool,
+    model: str | None, cloud: str | None, security: Security, spec: str | None, budget_s: float,
+    every_s: float | None, csv_path: Path | None, output: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure bandwidth up and down, round trip and jitter to a server (--cloud), show what a link means (--link), or
     list the presets (neither).
@@ -69,6 +77,13 @@ def command(
         raise UsageError("--cloud measures a link and --link names one: give one of the two")
     if output is not None and not cloud and spec is None:
         raise UsageError("-o writes a link: measure one with --cloud, or name one with --link")
+    if every_s is not None or csv_path is not None:
+        if not cloud or every_s is None or model is not None or output is not None:
+            raise UsageError(
+                "the link goes on being shown with --cloud HOST --watch 1s, alone or with --csv and --json"
+            )
+        _watch(cloud, security, every_s, budget_s if given("budget_s") else inf, csv_path, as_json)
+        return
     if cloud:
         link = _measure(model, cloud, security, budget_s, as_json)
     elif spec is not None:
@@ -89,6 +104,54 @@ def channel_to(cloud: str, security: Security) -> Iterator[Channel]:
     """A connection to the server, greeted; it is closed at the end."""
     with closing(connect(cloud, timeout_s=5.0, security=security)) as connection:
         yield Channel(connection, software=software(), timeout_s=5.0, token=security.token)
+
+
+#: Of a trace (`link.files`), and titles and widths of the lines on the terminal.
+TRACE_COLUMNS = ("time", "up", "down", "rtt", "jitter")
+_TITLES = ("time s", "up Mbit/s", "down Mbit/s", "round trip ms", "jitter ms")
+
+
+def _watch(
+    cloud: str, security: Security, every_s: float, until_s: float, csv_path: Path | None, as_json: bool
+) -> None:  # fmt: skip
+    """Measures every `every_s` for `until_s`; a line each, and what the CSV has is whole after each. A measurement that
+    fails is told, and the next one is made with a new connection."""
+    budget_s = max(0.2, min(3.0, every_s / 4))
+    if every_s < budget_s:
+        raise UsageError(f"--watch {every_s:g}s is too often: a measurement takes {budget_s:g} s")
+    if not as_json:
+        click.echo("  ".join(_TITLES))
+    rows: list[dict[str, float]] = []
+    began_s, turn = perf_counter(), 0
+    while turn * every_s < until_s:
+        with closing(connect(cloud, timeout_s=5.0, security=security)) as connection:
+            channel = Channel(connection, software=software(), timeout_s=5.0, token=security.token)
+            try:
+                while turn * every_s < until_s:
+                    sleep(max(0.0, began_s + turn * every_s - perf_counter()))
+                    at_s, turn = perf_counter() - began_s, max(turn + 1, int((perf_counter() - began_s) / every_s) + 1)
+                    link = measure_link(channel, budget_s, name=cloud).link
+                    values = (at_s, link.up_mbps, link.down_mbps, link.rtt_ms, link.jitter_ms)
+                    rows.append({name: round(v, 4) for name, v in zip(TRACE_COLUMNS, values, strict=True)})
+                    _put_row(rows, csv_path, as_json)
+            except ServerError as exc:
+                if not rows:
+                    raise
+                say(f"{perf_counter() - began_s:.1f} s: {exc}")
+
+
+def _put_row(rows: Sequence[dict[str, float]], csv_path: Path | None, as_json: bool) -> None:
+    """Prints the last of `rows`, and writes it."""
+    row = rows[-1]
+    if as_json:
+        put_json(row)
+    else:
+        shown = (f"{row['time']:.1f}", mbps(row["up"]), mbps(row["down"]), ms(row["rtt"]), ms(row["jitter"]))
+        click.echo("  ".join(text.rjust(len(title)) for text, title in zip(shown, _TITLES, strict=True)))
+    if csv_path is not None and is_special(csv_path):
+        write_csv(csv_path, [row], TRACE_COLUMNS, header=len(rows) == 1)
+    elif csv_path is not None:
+        write_csv(csv_path, rows, TRACE_COLUMNS)
 
 
 def _measure(model: str | None, cloud: str, security: Security, budget_s: float, as_json: bool) -> Link:

@@ -10,7 +10,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from splitpoint.cli.console import out, say, table, waiting
+from splitpoint.cli.console import out, put_json, say, table, waiting
 from splitpoint.cli.help_pages import verb
 from splitpoint.cli.latency_files import check_same, codecs_there, is_latency
 from splitpoint.cli.options import gathered, given
@@ -23,7 +23,7 @@ from splitpoint.cli.options.codecs import (
 )
 from splitpoint.cli.options.engine import EngineChoice
 from splitpoint.cli.options.model_options import Here, device_options, is_local
-from splitpoint.cli.options.output import OUTPUT, json_option, output_option, png_option, wrote
+from splitpoint.cli.options.output import OUTPUT, csv_option, json_option, output_option, png_option, wrote
 from splitpoint.cli.options.quantities import MS, SIZE, WATTS, budget_option
 from splitpoint.cli.options.server_options import security_options
 from splitpoint.cli.verbs import typed
@@ -43,8 +43,11 @@ from splitpoint.predict.learn.latency_model import Latency
 from splitpoint.predict.price.prediction import predict_latency
 from splitpoint.profile.files import load_profile
 from splitpoint.profile.profiles import Profile, Watts
+from splitpoint.report.files import write_csv
 from splitpoint.report.front import write_front
 from splitpoint.report.plan_table import draw, fitted, legend, proof, range_lines, refusals, seed_lines
+from splitpoint.report.point_table import COLUMNS, point_rows
+from splitpoint.report.point_table import TABLE as POINTS
 from splitpoint.report.prediction_table import uncalibrated_line
 from splitpoint.report.table import fields_of
 from splitpoint.security import Security
@@ -94,6 +97,9 @@ MEASURED = "measured"
               help="Write what nothing else is faster, smaller and more faithful than, whatever agreement is asked "
                    "for: CSV, or a picture if the file is a .png, .svg or .pdf (needs a calibration). May be given "
                    "twice.")  # fmt: skip
+@click.option("--all", "every", is_flag=True,
+              help="Also print edge, transfer, cloud and total of every partition point, predicted.")  # fmt: skip
+@csv_option("Write every partition point as CSV.")
 @output_option("Write the plan as JSON.")
 @json_option
 @device_options
@@ -101,7 +107,8 @@ MEASURED = "measured"
 def command(
     model: str | None, edge_path: Path | None, cloud: str, security: Security, link_text: str | None, objective: str,
     constraints: Constraints, calib: Path | None, edge_watts: Watts | None, budget_s: float, force: bool,
-    explain: bool, png_path: Path | None, fronts: tuple[Path, ...], output: Path | None, as_json: bool, here: Here,
+    explain: bool, png_path: Path | None, fronts: tuple[Path, ...], every: bool, csv_path: Path | None,
+    output: Path | None, as_json: bool, here: Here,
 ) -> None:  # fmt: skip
     """Compare all on the edge, all on the server and every split, and say what is best and by how much.
 
@@ -109,6 +116,7 @@ def command(
     """
     learned = _learned(edge_path, cloud, here.choice, force=force)
     load_it = model is not None and (is_local(model) or (bool(learned) and _is_named(cloud, learned)))
+    load_it = load_it or (model is not None and bool(here.opening.weights))
     wanted = here.opening.load(model) if model is not None and load_it else None
     calibration = calibration_for(model, calib, wanted)
     edge, there, link, shared = _gather(
@@ -122,10 +130,21 @@ def command(
     constraints = msgspec.structs.replace(constraints, shared=shared)
     planner = Planner(None, (edge, there), objective=objective, constraints=constraints, calibration=calibration)
     plan = planner.plan(link)
-    if as_json:
+    points = point_rows(planner.points(link), plan) if every or csv_path else []
+    if as_json and every:
+        put_json({"plan": plan, "points": points})
+    elif as_json:
         click.echo(plan_bytes(plan), nl=False)
     else:
+        if every:
+            table(POINTS, points, console=out())
+            out().print(
+                "milliseconds: edge with encoding, transfer both ways; ~ not all of it was measured; × ruled out\n"
+            )
         show(plan, explain=explain)
+    if csv_path is not None:
+        write_csv(csv_path, [row.flat() for row in points], COLUMNS)
+        wrote(csv_path)
     if output is not None:
         save_plan(output, plan)
         wrote(output)

@@ -44,7 +44,10 @@ _SLOWEST = 8
 @output_option("Write the profile (edge.profile.json): splitpoint plan reads it.")
 @png_option("Draw latency and output size of every layer (needs splitpoint[plot]).")
 @csv_option("Write a row a layer as CSV.")
-@xlsx_option("Write a row a layer as a spreadsheet (needs splitpoint[xlsx]).")
+@xlsx_option(
+    "Write a row a layer as a spreadsheet (needs splitpoint[xlsx]): a sheet called as the model, added to a workbook "
+    "that is there."
+)
 @click.option("--edge-watts", type=WATTS, metavar="COMPUTE,TX,IDLE",
               help="Watts of the edge computing, sending and waiting; measured if the system tells.")  # fmt: skip
 @click.option("--note", default="", metavar="TEXT", help="Kept in the profile: what is special about this machine.")

@@ -28,7 +28,7 @@ from splitpoint.codecs import open_codec
 from splitpoint.errors import InputError, UsageError
 from splitpoint.files import is_special, write_atomic
 from splitpoint.models.foreign import MODEL_SUFFIXES
-from splitpoint.models.names import SHORT_NAMES
+from splitpoint.models.names import SHORT_NAMES, is_named
 from splitpoint.planning.files import load_plan
 from splitpoint.report.files import write_csv
 from splitpoint.runtime.client.edge import Edge
@@ -202,7 +202,7 @@ def _arguments(arguments: Sequence[str], source: str | None) -> tuple[str | None
     if _is_input(first):
         return None, [first, *rest]
     if not rest:
-        if Path(first).suffix.lower() in MODEL_SUFFIXES or ":" in first or first in SHORT_NAMES:
+        if Path(first).suffix.lower() in MODEL_SUFFIXES or ":" in first or is_named(first):
             raise UsageError(f"say what to run {first} on: images, .npy/.npz files, a folder, or - for standard input")
         raise InputError(f"no such file: {first}")
     return first, rest

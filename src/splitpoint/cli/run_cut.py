@@ -18,6 +18,7 @@ from splitpoint.models.model import Model
 from splitpoint.planning.codec_at_cut import at_cut
 from splitpoint.planning.constraints import Constraints, check_budget
 from splitpoint.planning.plans import Option, Plan
+from splitpoint.report.plan_table import seed_lines
 from splitpoint.runtime.adapt.controller import Watching
 from splitpoint.runtime.client.edge import Edge
 from splitpoint.runtime.client.edge_settings import AutoPlan, FindCalibration, ModelPolicy, Objective
@@ -25,6 +26,7 @@ from splitpoint.runtime.client.request import LOCAL, WAIT, check_fallback
 from splitpoint.runtime.client.whole_model import Local
 from splitpoint.runtime.client.wire_remote import WireSettings
 from splitpoint.runtime.codec_choice import FrameBudget
+from splitpoint.runtime.events import Event
 from splitpoint.runtime.stream.stream_load import cheaper, window
 from splitpoint.security import Security
 from splitpoint.survey import placement
@@ -135,10 +137,16 @@ class Asked:
         """The server, reached; cut as it was asked for, or not at all yet."""
         cuts = self.auto or self.plan is not None
         model = self.here.opening.here(self.name)
+
+        def tell(event: Event) -> None:
+            say(event)
+            if event.kind == "planned" and event.fields.get("stands_on") == "profiled":
+                say_plan(edge)
+
         edge = self._connect(
             model or self.name,
             at="cut:input" if cuts else self.at, codec="raw" if cuts else parse_codecs(self.codecs),
-            engine=engine, cache=self.here.cache, on_event=say, security=self.security,
+            engine=engine, cache=self.here.cache, on_event=tell, security=self.security,
             calibration=self._calibration(model) if self._lossy else None,
             models=ModelPolicy(self.model_hash, self.follow_model, self.here.opening.allow_domains),
             on_progress=fetching("fetching weights"),
@@ -198,6 +206,7 @@ class Asked:
             if not self.plan.best.exact and (why := self.limits.too_lossy(self.plan.best.quality)):
                 raise UsageError(f"the plan's {self.plan.best.label} does not keep what is asked for: {why}")
             Placed(self.plan.best, streamed=arriving > 0).use(edge, 0)
+            say(*map(typed, seed_lines(self.plan)))
             edge.forget()
             return _ready(edge, self.plan, self.plan.options, streamed=arriving > 0, degrade=degrade)
         if not self.auto:
@@ -251,6 +260,12 @@ class Asked:
         if codec not in self.codecs:
             say(f"at {cut.name} as {codec}, by the calibration")
             edge.switch(cut, codec)
+
+
+def say_plan(edge: Edge) -> None:
+    """Bandwidth, best latency and best partition point, as `splitpoint plan` prints them."""
+    if edge.planning is not None and edge.planning.chosen is not None:
+        say(*map(typed, seed_lines(edge.planning.chosen.plan)))
 
 
 def _ready(edge: Edge, plan: Plan, rows: Sequence[Option], *, streamed: bool, degrade: bool) -> Placed:

@@ -14,6 +14,7 @@ from types import TracebackType
 
 import click
 
+from splitpoint import install
 from splitpoint.calibration.calibrations import Calibration
 from splitpoint.calibration.files import load_calibration
 from splitpoint.calibration.tables import tables_of
@@ -28,7 +29,7 @@ from splitpoint.engines.process_memory import few_arenas
 from splitpoint.errors import ModelError, SplitpointError, UsageError
 from splitpoint.machine import half_the_memory
 from splitpoint.models.model import Model
-from splitpoint.models.names import SHORT_NAMES
+from splitpoint.models.names import SHORT_NAMES, with_weights
 from splitpoint.runtime.events import Event
 from splitpoint.runtime.server.server import Server
 from splitpoint.security import ServerSecurity
@@ -159,7 +160,8 @@ def command(
     """
     if (len(models) > 1 or any(map(_is_folder, models))) and here.opening:
         raise UsageError(
-            "--shape, --weights, --input-spec, --input and --value describe one model: export or serve each by itself"
+            "--shape, --weights, --input-spec, --input and --value describe one model: export or serve each by itself; "
+            f"weights may stand behind each: {install.command()} serve {' '.join(_weighted(models, here.opening))}"
         )
     limits = Limits(
         profile_s=max_profile, queue=queue, connections=connections, client_connections=client_connections,
@@ -232,6 +234,12 @@ def _stop_by_signal(stop: threading.Event) -> list[int]:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, hear)
     return came
+
+
+def _weighted(models: Sequence[str], opening: Opening) -> list[str]:
+    """The models, each with the weights that were given for all."""
+    weights = opening.weights or "random"
+    return [name if _is_folder(name) or with_weights(name)[1] else f"{name}@{weights}" for name in models]
 
 
 def _is_folder(name: str) -> bool:

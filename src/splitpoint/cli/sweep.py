@@ -79,7 +79,10 @@ def command(
             setup += f"; codec {' '.join(codecs)}"
         setup += f"; {note}" if (note := os.environ.get(EMULATED)) else ""
         done = [] if fresh else _done(csv_path, edge.model, setup)
-        rows, fastest = _measure(edge, chosen, done, inputs, repeat, setup, codec, csv_path, as_json)
+        alike = Alike(chosen)
+        if len(alike.cuts) < len(chosen):
+            say(f"{len(chosen)} names are {len(alike.cuts)} cuts: each is measured once, for all names that it has")
+        rows, fastest = _measure(edge, alike, done, inputs, repeat, setup, codec, csv_path, as_json)
         asked = counted(min(r.n for r in rows), "request")
         title = f"{edge.model.name}, {counted(len(rows), 'split point')}, {asked} or more each"
     if not as_json:
@@ -88,6 +91,30 @@ def command(
     if png_path:
         draw(rows, png_path, title, fastest)
         wrote(png_path)
+
+
+class Alike:
+    """Cuts, each once, and the other names that it is asked for by: folded modules, and those that hold others."""
+
+    def __init__(self, chosen: Sequence[Cut]) -> None:
+        named: dict[frozenset[int], list[Cut]] = {}
+        for cut in chosen:
+            named.setdefault(frozenset(cut.nodes), []).append(cut)
+        self.cuts = [first for first, *_ in named.values()]
+        self._others = {first.name: tuple(c.name for c in others) for first, *others in named.values()}
+
+    def rows(self, row: SweepRow) -> list[SweepRow]:
+        """The row of a cut, by each of its names."""
+        return [row, *(replace(row, split_layer=name) for name in self._others.get(row.split_layer, ()))]
+
+    def once(self, rows: Sequence[SweepRow]) -> list[SweepRow]:
+        """Rows of an earlier run, of each cut one."""
+        first = {name: cut for cut, others in self._others.items() for name in others}
+        kept = {row.identity: row for row in rows if row.split_layer not in first}
+        for row in rows:
+            same = replace(row, split_layer=first.get(row.split_layer, row.split_layer))
+            kept.setdefault(same.identity, same)
+        return list(kept.values())
 
 
 def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
@@ -109,12 +136,16 @@ def _done(path: Path, model: Model, setup: str) -> list[SweepRow]:
 
 
 def _measure(
-    edge: Edge, chosen: Sequence[Cut], done: list[SweepRow], inputs: list[dict[str, Array]], repeat: int, setup: str,
+    edge: Edge, alike: Alike, done: list[SweepRow], inputs: list[dict[str, Array]], repeat: int, setup: str,
     codec: CodecChoice, path: Path, as_lines: bool,
 ) -> tuple[list[SweepRow], list[SweepRow]]:  # fmt: skip
     """The rows of `chosen`, those that are `done` already as they are, but for what may be the fastest, which is
     measured again; and those that cannot be told from the fastest. The file keeps every other row it has."""
-    known = {r.identity: r for r in done}
+    known, chosen = {r.identity: r for r in alike.once(done)}, alike.cuts
+
+    def write() -> None:
+        write_rows(path, [row for key in sorted(known) for row in alike.rows(known[key])])
+
     wanted = [(len(c.nodes), c.name, " ".join(t.name for t in c.crossing)) for c in chosen]
     left = [c for c, key in zip(chosen, wanted, strict=True) if key not in known]
     if len(left) < len(chosen):
@@ -126,9 +157,10 @@ def _measure(
             for row in sweep(edge, left, inputs, repeat=repeat, codec=codec, setup=setup):
                 known[row.identity] = row
                 if not once:  # after every cut, in graph order: Ctrl-C or a lost server costs one cut at most
-                    write_rows(path, [known[key] for key in sorted(known)])
+                    write()
                 if as_lines:
-                    put_json(row.flat())
+                    for told in alike.rows(row):
+                        put_json(told.flat())
                 bar.update(task, advance=1, description=f"sweeping {row.split_layer}"[:40])
             wide = close([known[key] for key in wanted])
             judged = [row for row in known.values() if row.verdict]
@@ -144,16 +176,16 @@ def _measure(
                 wide = sweep_again(edge, again, inputs, repeat=repeat, codec=codec, setup=setup)
                 known |= {row.identity: row for row in wide}
                 if not once:
-                    write_rows(path, [known[key] for key in sorted(known)])
+                    write()
                 if as_lines:
-                    for row in wide:
-                        put_json(row.flat())
+                    for told in (told for row in wide for told in alike.rows(row)):
+                        put_json(told.flat())
                 # One that was measured once may now have the least median: it takes its turns as well.
                 more = [row for row in close([known[key] for key in wanted]) if row not in wide]
                 wide += more
         finally:
             if once and known:
-                write_rows(path, [known[key] for key in sorted(known)])
+                write()
     fastest = [row for row in wide if row.verdict == FASTEST] or wide
     return [known[key] for key in wanted], sorted(fastest, key=lambda row: row.p50_rtt)
 

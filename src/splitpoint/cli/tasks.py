@@ -40,7 +40,12 @@ from splitpoint.units import ms
 )
 @click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[TASKS.toml]")
 @cloud_option(required=False)
-@click.option("--mix", "models", metavar="MODEL,MODEL,…", help="Draw tasks at random from these models, all at once.")
+@click.option(
+    "--mix",
+    "models",
+    metavar="MODEL,MODEL,…",
+    help="Draw tasks at random from these models, all at once; MODEL@random[:SEED]: with these weights.",
+)
 @click.option("--count", type=int, default=40, show_default=True, help="How many --mix draws.")
 @click.option("--seed", type=int, default=0, show_default=True, help="What --mix draws: the same for the same seed.")
 @click.option(

@@ -9,7 +9,11 @@
     hf:bert-base-uncased            "
     my_package.nets:make            a function that returns (nn.Module, example inputs)
     exported.pt2                    a program saved by torch.export
-    efficientnet_lite0  lenet5  alexnet  vgg16_bn  mobilenet_v2  (and lenet  le_net  alex_net  vgg_net  mobile_net)
+    efficientnet_lite0  lenet5  alexnet  vgg16_bn  mobilenet_v2
+    (and lenet  le_net  alex_net  vgg_net  mobile_net  mobilenet)
+    splitpoint.models.neurosurgeon:alex_net    the Neurosurgeon replica's own networks, built here without PyTorch
+
+With ``@random[:SEED]`` or ``@FILE`` behind it, it has these weights: ``alexnet@random:0``.
 """
 
 from __future__ import annotations
@@ -20,14 +24,16 @@ from typing import Any
 
 import msgspec
 
-from splitpoint.errors import ModelError
+from splitpoint.errors import ModelError, UsageError
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
 from splitpoint.models import input_values as real
 from splitpoint.models.fingerprint import fingerprint
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.model import Model, bound_inputs, build
-from splitpoint.models.names import SHORT_NAMES, full_name, name_of, offered
+from splitpoint.models.names import BUILT, SHORT_NAMES, full_name, name_of, offered, with_weights
+from splitpoint.models.neurosurgeon import neurosurgeon_path
+from splitpoint.models.random_weights import redrawn, seed_of
 from splitpoint.models.reading import read
 from splitpoint.models.shapes import fix_shapes
 from splitpoint.models.zoo import ZOO, zoo_path
@@ -81,14 +87,24 @@ def load(
 
 
 def locate(model: str | Path, *, weights: str | None = None, shapes: Mapping[str, Sequence[int]] | None = None) -> Path:
-    """The ONNX file behind `model`, exported first if it must be."""
-    text = full_name(model)
+    """The ONNX file behind `model`, exported or built first if it must be. `weights` count if `model` names none."""
+    text, named = full_name(model), with_weights(model)[1]
+    if named is not None and weights not in (None, named):
+        raise UsageError(f"{model} names its weights, and --weights {weights} others: give one of the two")
+    weights = weights if named is None else named
     if not str(model):
         raise ModelError("no model is given: a MODEL is " + _FORMS)
+    seed = seed_of(weights)
     if text.startswith("zoo:"):
         path = zoo_path(text[4:])
+        if seed is not None:
+            return redrawn(path, seed)
         _refuse_weights(weights, text)
         return path
+    if text.startswith(BUILT):
+        if weights is not None and seed is None:
+            raise ModelError(f"{text} has random weights: --weights takes random[:SEED] for it")
+        return neurosurgeon_path(text.removeprefix(BUILT), seed or 0)
     from splitpoint.models import torch as torch_source
 
     if torch_source.is_torch_source(text):
@@ -107,4 +123,6 @@ _FORMS = "an .onnx file, zoo:NAME, torchvision:NAME, timm:NAME, hf:NAME, package
 
 def _refuse_weights(weights: str | None, text: str) -> None:
     if weights is not None:
-        raise ModelError(f"{text} has its weights inside: --weights is for torchvision:, timm:, hf: and modules")
+        raise ModelError(
+            f"{text} has its weights inside: --weights is for torchvision:, timm:, hf: and modules; random is for zoo:"
+        )

@@ -145,6 +145,16 @@ class Planner:
             cut = self._cut_of(tuple(cut))
         return self._scorer.option(cut, codecs, link)
 
+    def points(self, link: Link) -> list[Option]:
+        """Every partition point: of each topological prefix the best row, by the objective, of those with one codec for
+        all that crosses; refused only where each is."""
+
+        def at(cut: Cut) -> Option:
+            rows = [self._scorer.option(cut, uniform(cut, codec), link) for codec in self.costs.codecs]
+            return min(rows, key=lambda o: (bool(o.refused), value(o, self.objective)))
+
+        return [at(cut) for cut in self._candidates.cuts]
+
     def local(self, link: Link) -> Option:
         """The row of everything on the device."""
         return self._baselines(link)[0]

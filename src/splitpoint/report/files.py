@@ -9,20 +9,34 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from splitpoint.errors import MissingExtraError
-from splitpoint.files import check_writable, write_atomic
+from splitpoint.errors import MissingExtraError, UsageError
+from splitpoint.files import check_writable, is_special, read_file, write_atomic
+
+#: Of a workbook that a sheet is added to.
+_MOST_BYTES = 256 << 20
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """One line a row, with a header of `columns`."""
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, header: bool = True
+) -> None:  # fmt: skip
+    """One line a row, with a `header` of `columns`."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: safe(value) for name, value in row.items()} for row in rows)
+    if header:
+        writer.writeheader()
+    writer.writerows({name: _plain(safe(value)) for name, value in row.items()} for row in rows)
     write_atomic(path, text.getvalue().encode())
+
+
+def _plain(value: Any) -> Any:
+    """A small or large number without an exponent: ``0.000033``."""
+    text = repr(value) if isinstance(value, float) else ""
+    return format(Decimal(text), "f") if "e" in text else value
 
 
 def safe(value: Any) -> Any:
@@ -50,16 +64,29 @@ _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_xlsx(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str) -> None:
-    """One sheet with a bold, frozen header row. MissingExtraError without openpyxl."""
+    """A sheet called `title` with a bold, frozen header row: of a new workbook, or of that which is there, whose other
+    sheets stay (one of this name is replaced). UsageError for a file that is none, MissingExtraError without openpyxl.
+    """
     try:
-        from openpyxl import Workbook
+        from openpyxl import Workbook, load_workbook
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
         from openpyxl.styles import Font
     except ImportError as exc:
         raise MissingExtraError("openpyxl", "xlsx", "write spreadsheets") from exc
-    book = Workbook()
-    sheet = book.active
-    sheet.title = "".join(c for c in title if c not in r"[]:*?/\ ")[:31] or "sheet"
+    name = "".join(c for c in title if c not in r"[]:*?/\ ")[:31] or "sheet"
+    book = None
+    if not is_special(path) and path.exists() and path.stat().st_size:
+        try:
+            book = load_workbook(io.BytesIO(read_file(path, _MOST_BYTES, "a spreadsheet")))
+        except (BadZipFile, KeyError, ValueError, TypeError) as exc:
+            raise UsageError(f"{path} is there, and is no .xlsx workbook to add a sheet to: name another file") from exc
+    if book is None:
+        book = Workbook()
+        book.remove(book.active)
+    place = book.sheetnames.index(name) if name in book.sheetnames else None
+    if place is not None:
+        book.remove(book[name])
+    sheet = book.create_sheet(name, place)
     sheet.append(list(columns))
     for number, row in enumerate(rows, 2):
         for place, name in enumerate(columns, 1):

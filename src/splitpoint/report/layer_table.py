@@ -138,6 +138,6 @@ def main_output(node: Node, graph: Graph) -> TensorSpec | None:
 
 
 def layer_names(model: Model) -> list[str]:
-    """Every layer once, in order: the lines of the seed's ``layer_names.txt``; each is a valid ``--at``."""
-    graph = model.graph
-    return list(dict.fromkeys(graph.spell("layer", n.layer) for n in graph.nodes if n.placed))
+    """Every module once, in order, folded ones too: the lines of the seed's ``layer_names.txt``; each is a valid
+    ``--at``."""
+    return list(model.graph.modules)

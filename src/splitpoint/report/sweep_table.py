@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
 from statistics import fmean, median, quantiles
@@ -100,7 +100,8 @@ _MOST_BYTES = 64 << 20
 
 
 def sweep_row(cut: Cut, results: Sequence[Result], setup: str, model: Model) -> SweepRow:
-    """The row of a cut from the results of its requests. `avg_rtt` is exactly the sum of the three averages before it.
+    """The row of a cut from the results of its requests, to the microsecond. `avg_rtt` is the sum of the three averages
+    before it as they are written.
 
     `setup` says what was measured how (engine, server, inputs): rows of different ones do not compare.
     """
@@ -110,11 +111,11 @@ def sweep_row(cut: Cut, results: Sequence[Result], setup: str, model: Model) -> 
     computes = [sum(s[name] for name in DEVICE) / 1e3 for s in spent]
     transfers = [r.trace.ms("up") / 1e3 for r in results]
     recvs = [(sum(s[name] for name in later) + r.trace.ms("down")) / 1e3 for s, r in zip(spent, results, strict=True)]
-    compute, transfer, recv = fmean(computes), fmean(transfers), fmean(recvs)
+    compute, transfer, recv = (round(fmean(seconds), 6) for seconds in (computes, transfers, recvs))
     low, high = median_interval(totals)
     percentiles = quantiles(totals, n=20, method="inclusive") if len(totals) > 1 else totals * 19
     codecs = results[0].codecs
-    return SweepRow(
+    row = SweepRow(
         split_layer=cut.name,
         avg_compute=compute,
         avg_transfer=transfer,
@@ -143,8 +144,9 @@ def sweep_row(cut: Cut, results: Sequence[Result], setup: str, model: Model) -> 
         p50_server_compute=median(s["server"] for s in spent) / 1e3,
         p50_low=low / 1e3,
         p50_high=high / 1e3,
-        numbers={name: median(s[name] for s in spent) for name in OTHERS},
+        numbers={name: round(median(s[name] for s in spent), 6) for name in OTHERS},
     )
+    return replace(row, **{name: round(getattr(row, name), 6) for name, kind in _FIELDS.items() if kind is float})
 
 
 def _seconds(title: str, field: str, *, keep: bool = False) -> Column[SweepRow]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from splitpoint.errors import InputError, ServerError, nearest
 from splitpoint.files import named, read_text
-from splitpoint.models.names import is_named
+from splitpoint.models.names import is_named, with_weights
 from splitpoint.parsing import MalformedError, parse_toml
 from splitpoint.tasks.task import MOST_PRIORITY, MOST_S, MOST_TASKS, Task
 from splitpoint.text import plain
@@ -114,6 +114,8 @@ class _Reader:
         if "model" not in self._table:
             self._wrong("", 'a task needs a model: model = "…"')
         model, weights, file = (self._read_text(key) for key in ("model", "weights", "input"))
+        model, named_too = with_weights(model)
+        weights = weights or named_too or ""
         count = self._whole("count", 1, 1, MOST_TASKS)
         priority = self._whole("priority", 0, -MOST_PRIORITY, MOST_PRIORITY)
         arrival, deadline = self._seconds("arrival"), self._seconds("deadline", least=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 
 from splitpoint.errors import UsageError
 from splitpoint.link import Link
+from splitpoint.models.names import with_weights
 
 #: A day: what is later is a slip of the pen.
 MOST_S = 86_400.0
@@ -48,7 +49,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def mix(models: Sequence[str], count: int, seed: int = 0) -> list[Task]:
-    """`count` tasks, all there at once, each of a model drawn from `models`: the same ones for the same seed.
+    """`count` tasks, all there at once, each of a model drawn from `models`: the same ones for the same seed. A model
+    may name its weights: ``alexnet@random:0``.
 
     >>> [t.name for t in mix(["alexnet", "lenet"], 4, seed=1)]
     ['alexnet-1', 'lenet-1', 'alexnet-2', 'lenet-2']
@@ -62,11 +64,13 @@ def mix(models: Sequence[str], count: int, seed: int = 0) -> list[Task]:
     # A string as seed is hashed by its own rule, the same in every version of Python.
     random = Random(f"mix {seed}")
     drawn = [models[int(random.random() * len(models))] for _ in range(count)]
-    met = dict.fromkeys(models, 0)
-    tasks = []
-    for model in drawn:
-        met[model] += 1
-        tasks.append(Task(name=f"{model}-{met[model]}", model=model))
+    met, tasks = dict.fromkeys(models, 0), []
+    called = [with_weights(text)[0] for text in met]
+    for text in drawn:
+        met[text] += 1
+        model, weights = with_weights(text)
+        name = model if called.count(model) == 1 else text
+        tasks.append(Task(name=f"{name}-{met[text]}", model=model, weights=weights or ""))
     return tasks
 
 

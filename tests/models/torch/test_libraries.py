@@ -10,6 +10,7 @@ import pytest
 from places import SUPPORT
 from torch_exports import layers, properties, uncovered
 
+from splitpoint.models import load
 from splitpoint.models.torch import export
 
 torch = pytest.importorskip("torch")
@@ -78,3 +79,11 @@ def test_mobilenet_takes_pixels_and_knows_its_layers(tmp_path: Path) -> None:
     assert uncovered(model, [n for n, _ in original.named_modules()]) == []
     aliases = json.loads(properties(model)["splitpoint.aliases"])
     assert aliases["features.2.conv.0.0"] == "features.2.conv.0.1/Conv"
+    graph = load(report.path).graph
+    assert {n for n, _ in original.named_modules() if n} <= set(graph.modules)
+    # As the first seed lists them: what has no children, by its name inside `features`.
+    listed = [n for n, module in original.features.named_modules() if not list(module.children())]
+    assert len(listed) == 139
+    assert listed[:5] == ["0.0", "0.1", "0.2", "1.conv.0.0", "1.conv.0.1"]
+    for name in listed:
+        assert graph.cut(name).nodes == graph.cut(f"features.{name}").nodes

@@ -75,6 +75,9 @@ def calibration_for(name: str | None, given: Path | None, model: Model | None) -
     if path is None or not (given or path.exists()):
         return None
     calibration = load_calibration(path)
+    ours = given is None and name is not None and full_name(name).startswith("zoo:")
+    if ours and model is not None and calibration.fingerprint != model.fingerprint:
+        return None  # the zoo's, with random weights
     if model is not None:
         tables_of(calibration, model, str(path))
     return calibration

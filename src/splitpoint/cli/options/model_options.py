@@ -17,13 +17,13 @@ from splitpoint.cli.options.codecs import calibration_for
 from splitpoint.cli.options.engine import EngineChoice, engine_options
 from splitpoint.cli.options.server_options import cache_option
 from splitpoint.engines import Engine
-from splitpoint.errors import UsageError
+from splitpoint.errors import MissingExtraError, UsageError
 from splitpoint.images import InputSpec
 from splitpoint.models import load
 from splitpoint.models.foreign import MODEL_SUFFIXES
 from splitpoint.models.input_values import listed
 from splitpoint.models.model import Model
-from splitpoint.models.names import full_name
+from splitpoint.models.names import full_name, with_weights
 from splitpoint.security import Security
 from splitpoint.tensors import load_arrays
 
@@ -86,12 +86,18 @@ class Opening:
         return model.with_values(values) if values else model
 
     def here(self, model: str | None) -> Model | None:
-        """MODEL if it is on this machine, loaded; None if it is one of the server's. UsageError for options that would
-        change nothing then."""
-        if model is not None and is_local(model):
-            return self.load(model)
-        if self.shapes or self.weights:
-            raise UsageError("--shape and --weights are for a model on this machine: the server's is used as it is")
+        """MODEL if it is on this machine, or is said to have other weights than its own, loaded; None if it is one of
+        the server's. UsageError for options that would change nothing then, with what works instead."""
+        if model is not None and (self.weights or is_local(model)):
+            try:
+                return self.load(model)
+            except MissingExtraError as exc:
+                ours = with_weights(model)[0]
+                raise UsageError(f"{exc}; or take the server's as it is: {ours} without weights") from exc
+        if self.weights:
+            raise UsageError("--weights are those of a MODEL: name it, as in alexnet@random:0")
+        if self.shapes:
+            raise UsageError("--shape is for a model on this machine; here the server's is used as it is")
         return None
 
     def _values(self, photos: bool = False) -> dict[str, Any]:
@@ -113,7 +119,8 @@ model_options = gathered(
     click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,640,640",
                  help="Fix an input's free dimensions; may be given once an input."),
     click.option("--weights", metavar="FILE|random[:SEED]",
-                 help="Weights of a PyTorch model, instead of its default pretrained ones."),
+                 help="Weights of a PyTorch model, instead of its default pretrained ones; with several MODELs "
+                      "MODEL@random[:SEED] or MODEL@FILE for each."),
     click.option("--input-spec", type=_FILE, metavar="FILE",
                  help="How photos become the model's input (JSON or TOML); see docs/input-spec.md."),
     click.option("--input", "inputs", multiple=True, type=_FILE, metavar="FILE",
@@ -162,8 +169,9 @@ class Here:
 running_options = gathered("here", Here, engine_options, model_options)
 device_options = gathered("here", Here, cache_option, engine_options, model_options)
 
-cuts_option = click.option("--cuts", default="chain", metavar="chain|all|N", show_default=True,
-                           help="Single-tensor cuts, every topological prefix, or N spread over all.")  # fmt: skip
+cuts_option = click.option("--cuts", default="chain", metavar="chain|all|N|FILE", show_default=True,
+                           help="Single-tensor cuts, every topological prefix, N spread over all, or just those that a "
+                                "file names, one a line (inspect --names).")  # fmt: skip
 
 
 def is_exported(name: str) -> bool:
@@ -177,7 +185,9 @@ def is_exported(name: str) -> bool:
 
 
 def is_local(name: str) -> bool:
-    """Whether MODEL is on this machine, rather than a name the server knows."""
+    """Whether MODEL is on this machine, or is said to have weights that the server's may not have."""
+    if with_weights(name)[1] is not None:
+        return True
     path = Path(name)
     if path.suffix in (".onnx", ".pt2") or name.startswith("zoo:"):
         return True

@@ -29,7 +29,7 @@ from splitpoint.errors import MissingExtraError, ModelError, StorageError
 from splitpoint.files import check_writable, make_folder, open_file, private_folder
 from splitpoint.images import InputSpec
 from splitpoint.machine import default_cache
-from splitpoint.models.names import SHORT_NAMES
+from splitpoint.models.names import BUILT, SHORT_NAMES
 from splitpoint.models.torch.report import ExportReport
 
 Shapes = Mapping[str, Sequence[int]]
@@ -48,6 +48,8 @@ def is_torch_source(name: str) -> bool:
     [True, True, True, False, False]
     """
     name = SHORT_NAMES.get(name, name)
+    if name.startswith(BUILT):
+        return False
     scheme, colon, _ = name.partition(":")
     module = scheme != "zoo" and _FUNCTION.fullmatch(name)
     return name.endswith(".pt2") or bool(colon and (scheme in _SCHEMES or module))
