@@ -31,8 +31,6 @@ ENGINES = {
 
 #: Where --cloud, --engine or --shape mean something else.
 OF_THEIR_OWN = {"plan", "quickstart", "export", "predict train", "predict MODEL"}
-#: Whose --csv another hand writes at this moment.
-NOT_YET = {"plan", "link"}
 
 
 def options(name: str) -> dict[str, click.Option]:
@@ -76,7 +74,7 @@ def test_every_verb_that_prints_results_has_json_and_output(name: str) -> None:
 
 @ALL
 def test_every_verb_that_prints_a_table_has_csv(name: str) -> None:
-    assert name in NOT_YET or ("--csv" in options(name)) == (name not in NO_TABLE), name
+    assert ("--csv" in options(name)) == (name not in NO_TABLE), name
 
 
 @ALL
