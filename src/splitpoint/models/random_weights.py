@@ -66,8 +66,8 @@ def pieces(name: str, shape: Sequence[int], seed: int, gain: float = 3.0) -> Ite
 
 
 def kept(stem: str, seed: int, write: Callable[[Path], None], of: str = "") -> Path:
-    """The ONNX file `stem` of random weights with that seed, written by `write` if it is not in the cache yet; `of` says
-    what it is made from, if that may change.
+    """The ONNX file `stem` of random weights with that seed, written by `write` if the cache does not have it. `of`
+    says what it is made from, if that may change.
 
     The cache is that of exports; where it cannot be written, a temporary folder of this process.
     """
