@@ -53,3 +53,8 @@ def test_lines_fit_and_bars_begin_below_each_other(width: int) -> None:
     assert max(len(line) for line in (title, *lines)) <= width
     assert len({re.search("[▏▎▍▌▋▊▉█]", line).start() for line in lines}) == 1  # type: ignore[union-attr]
     assert len({len(line) for line in (title, *lines)}) == 1
+
+
+def test_where_it_is_narrow_a_column_goes_for_the_bars() -> None:
+    assert bar_lines(ROWS, SPLIT, 70)[0].split() == ["predicted", "measured", "sent"]
+    assert bar_lines(ROWS, SPLIT, 20)[0].split() == ["predicted", "measured", "sent"], "they stay readable"

@@ -10,9 +10,10 @@ from splitpoint.units import ms, size
 
 #: The last character of a bar, by eighths.
 _PARTS = " ▏▎▍▌▋▊▉"
-#: Characters of the longest bar where there is room, and where there is none.
-_WIDE, _LEAST = 24, 4
+#: Characters of the longest bar where there is room; with less than the second number a column goes for it.
+_WIDE, _NARROW, _LEAST = 24, 10, 4
 _TITLES = ("predicted", "measured", "", "sent", "kept")
+_GAP = 2
 
 
 def bar(value: float, most: float, width: int) -> str:
@@ -28,27 +29,33 @@ def bar(value: float, most: float, width: int) -> str:
 
 def bar_lines(rows: Sequence[tuple[Option, float, int]], best: Option, width: int) -> list[str]:
     """A title and a line for each of (option, measured ms, measured bytes up): predicted and measured milliseconds, a
-    bar for the measured ones, bytes, and how many answers stay. The planned one has an arrow. Lines fit `width` if that
-    is 80 or more."""
+    bar for the measured ones, bytes, and, where there is room, how many answers stay. The planned one has an arrow.
+    Lines fit a `width` of 80."""
     names = [option.label.replace("split after ", "split: ", 1) for option, _, _ in rows]
-    numbers = [
+    cells = [_TITLES] + [
         (f"{ms(option.total.ms)} ms", f"{ms(took)} ms", "", size(up) if up else "-", _kept(option))
         for option, took, up in rows
     ]
-    widths = [max(map(len, column)) for column in zip(_TITLES, *numbers, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     named = max(map(len, names))
-    room = width - 3 - named - sum(w + 2 for w in widths) - 2
-    widths[2] = min(_WIDE, max(_LEAST, room))
+
+    def room() -> int:
+        return width - 3 - named - sum(w + _GAP for w in widths)
+
+    if room() < _NARROW:
+        widths.pop()
+    drawn = min(_WIDE, max(_LEAST, room()))
     longest = max(took for _, took, _ in rows)
+    bars = ["", *(bar(took, longest, drawn) for _, took, _ in rows)]
+    marks = [" ", *("→" if option == best else " " for option, _, _ in rows)]
+    widths[2] = drawn
 
-    def line(mark: str, name: str, cells: Sequence[str], drawn: str) -> str:
-        texts = [f"{c:>{w}}" if i != 2 else f"{drawn:<{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return f" {mark} {name:<{named}}  " + "  ".join(texts)
+    def line(mark: str, name: str, texts: Sequence[str], shape: str) -> str:
+        fitted = [text.rjust(w) for text, w in zip(texts, widths, strict=False)]
+        fitted[2] = shape.ljust(drawn)
+        return (" " * _GAP).join([f" {mark} {name:<{named}}", *fitted])
 
-    lines = [line(" ", "", _TITLES, "")]
-    for name, (option, took, _), cells in zip(names, rows, numbers, strict=True):
-        lines.append(line("→" if option == best else " ", name, cells, bar(took, longest, widths[2])))
-    return lines
+    return [line(*each) for each in zip(marks, ["", *names], cells, bars, strict=True)]
 
 
 def _kept(option: Option) -> str:

@@ -218,8 +218,8 @@ def _lines(axes: Any, plan: Plan, curves: Curves) -> None:
         f" {name}: {_mbps(plan.link.up_mbps)} Mbit/s", (plan.link.up_mbps, 0), (0, 4), textcoords="offset points",
         fontsize=8.5, color="#555555", ha="left" if plan.link.up_mbps < 100 else "right",
     )  # fmt: skip
-    device, server = (_short(host, 100) for host in (plan.hosts[0], plan.hosts[-1]))
-    axes.set_title(f"{plan.model}\ndevice: {device}\nserver: {server}", fontsize=10)
+    here, there = (_short(host, 100) for host in (plan.hosts[0], plan.hosts[-1]))
+    axes.set_title(f"{plan.model}\ndevice: {here}\nserver: {there}", fontsize=10)
     bare(axes, "top", "right")
     axes.grid(axis="y", alpha=0.25)
 
