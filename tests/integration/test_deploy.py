@@ -56,7 +56,7 @@ def compose(service: str) -> str:
 
 SIDES = {
     "systemd": (systemd("splitpoint-server.service"), systemd("splitpoint-camera.service")),
-    "docker": (compose("server"), compose("device")),
+    "docker": (compose("server"), compose("edge")),
 }
 
 
@@ -68,7 +68,7 @@ def test_the_cameras_settings_are_those_that_its_unit_reads() -> None:
 
 @pytest.mark.parametrize("way", SIDES)
 def test_the_commands_of_both_sides_run_together(way: str, tmp_path: Path) -> None:
-    """The server's, then the device's, with secrets and models where the files say that they are."""
+    """The server's, then the edge's, with secrets and models where the files say that they are."""
     secrets, models, frames = (tmp_path / name for name in ("secrets", "models", "frames"))
     models.mkdir()
     shutil.copy(ROOT / "src/splitpoint/zoo/lenet5.onnx", models / "net.onnx")
@@ -78,14 +78,14 @@ def test_the_commands_of_both_sides_run_together(way: str, tmp_path: Path) -> No
         "serve /models": f"serve {models}", "--cloud=": "--cloud ",
     }  # fmt: skip
     settings = {"SERVER": "localhost", "MODEL": "net", "SOURCE": str(frames)}
-    server, device = SIDES[way]
+    server, edge = SIDES[way]
     for place, path in here.items():
-        server, device = server.replace(place, path), device.replace(place, path)
+        server, edge = server.replace(place, path), edge.replace(place, path)
     for name, value in settings.items():
-        device = re.sub(r"\$\{SPLITPOINT_" + name + r"(:-[^}]*)?\}", value, device)
+        edge = re.sub(r"\$\{SPLITPOINT_" + name + r"(:-[^}]*)?\}", value, edge)
     with Reader(tmp_path, {}) as reader:
         reader.type(f"splitpoint keys {secrets} --host localhost", ["…"])
         reader.type(server, ["…", "serving on 0.0.0.0:3277 …"])
-        printed = reader.type(f"{device} --budget 1s", ["…"])
+        printed = reader.type(f"{edge} --budget 1s", ["…"])
     rows = [json.loads(line) for line in printed if line.startswith("{")]
     assert [Path(row["input"]).name for row in rows] == ["photo000.jpg", "photo001.jpg", "photo002.jpg"]

@@ -2,7 +2,7 @@
 
 What a block is follows from its language:
 
-* ``console``: lines that begin with a prompt (``$``, ``server$``, ``device$``) are typed into bash, the others are what
+* ``console``: lines that begin with a prompt (``$``, ``server$``, ``edge$``) are typed into bash, the others are what
   it prints. Each prompt is a machine: it has a home folder of its own, and `scp` between them copies files. A command
   that serves goes on in the background; a line ``^C`` ends it. Commands must succeed.
 * ``sh``: a script, or with prompts commands as above; it shows no output.
