@@ -9,10 +9,10 @@ import hypothesis.strategies as st
 import msgspec
 import numpy as np
 import pytest
-from frames import DOC, drain, dump, joined
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
+from frames import DOC, drain, dump, joined
 from splitpoint import wire
 from splitpoint.errors import BusyError, EngineError, InputError, ModelError, ProtocolError, ServerError
 from splitpoint.tensors import ITEM_SIZES, Array, TensorSpec

@@ -10,11 +10,11 @@ from pathlib import Path
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from frames import DOC, drain, dump, joined
 from hypothesis import given, settings
 from relays import ThreadRelay
 from serving import Gate, affine, nothing_leaks
 
+from frames import DOC, drain, dump, joined
 from splitpoint import wire
 from splitpoint.cli import main
 from splitpoint.engines import open_engine
