@@ -66,9 +66,16 @@ def below(page: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(BELOW[page])) if page in BELOW else []
 
 
+#: The picture of the start page, which `splitpoint demo --png` draws.
+PICTURE = "docs/demo.png"
+
+
 def contents(text: str) -> str:
-    """`text` of docs/index.md with all of the navigation in the place of its mark."""
+    """`text` of docs/index.md with the picture, if it is there, and all of the navigation in the place of its mark."""
     rows = ["| | |", "|---|---|"]
+    if (ROOT / PICTURE).exists():
+        alt = ":alt: milliseconds of a request by the uplink's bandwidth, for each place where the network may be cut"
+        rows = [f"```{{image}} /{PICTURE}", alt, ":width: 34rem", "```", "", *rows]
     for heading, listed in nav():
         links = [f"[{title(page)}]({posixpath.relpath(page, 'docs')})" for page in listed]
         rows.append(f"| **{heading}** | {' · '.join(links)} |")
