@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import click
@@ -140,3 +142,10 @@ def test_what_a_verb_was_called_goes_on(old: str, new: str, capsys: pytest.Captu
 
 def test_a_verb_that_is_not_there_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert "calibrate-codecs" in fails(capsys, 2, "calibrat-codecs")
+
+
+def test_help_imports_neither_numpy_nor_rich() -> None:
+    """They take longer than all of the help, on the smallest device too."""
+    code = "import sys; from splitpoint.cli import main; main(['--help']); print(*{'numpy', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == ""
