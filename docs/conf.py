@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 #: of them match stands under the first one.
 NAV: Sequence[tuple[str, Sequence[str]]] = (
     ("Tutorial", ("docs/install.md", "docs/tutorial.md", "docs/tutorial/*.md")),
-    ("How-to", ("docs/usage.md", "docs/how-to/*.md", "docs/choosing-a-codec.md", "docs/tasks.md", "docs/lab.md")),
+    ("How-to", ("docs/usage.md", "docs/how-to/*.md", "docs/tasks.md", "docs/lab.md", "docs/shell-completion.md")),
     ("Coming from …", ("docs/coming-from/*.md",)),
     (
         "Reference",

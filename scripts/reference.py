@@ -40,18 +40,11 @@ def filled(text: str) -> str:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-#: The groups of options that help has, which group one is in, and older names of verbs.
-_SECTIONS: Sequence[str] = tuple(getattr(options, "SECTIONS", ()))
-_section_of: Callable[[click.Parameter], str] = getattr(options, "section_of", lambda param: "")
-_ALIASES: Mapping[str, str] = getattr(verbs, "ALIASES", {})
-
-
 def cli() -> str:
     """A section a verb, with its usage, its help, and every option as click itself prints it."""
     context = click.Context(verbs.group, info_name="splitpoint", show_default=True)
-    groups: Mapping[str, Sequence[str]] = getattr(verbs, "TASKS", {"Verbs": verbs.group.list_commands(context)})
     lines = []
-    for title, names in groups.items():
+    for title, names in verbs.TASKS.items():
         lines.append(f"## {title}\n")
         lines += [line for name in names for line in _command(verbs.group, name, context)]
     return "\n".join(lines)
@@ -64,7 +57,7 @@ def _command(group: click.Group, name: str, above: click.Context) -> Iterator[st
     path = context.command_path
     usage = " ".join(command.collect_usage_pieces(context))
     yield f"### {path}\n\n```text\n{path} {usage}\n```\n"
-    older = [old for old, now in _ALIASES.items() if now == name and path == f"splitpoint {name}"]
+    older = [old for old, now in verbs.ALIASES.items() if now == name and path == f"splitpoint {name}"]
     yield _told(command.help or "") + "".join(f"\nAlso typed `splitpoint {old}`, its older name.\n" for old in older)
     yield f"```{{program}} {path}\n```\n"
     listed: dict[str, list[str]] = {}
@@ -73,8 +66,8 @@ def _command(group: click.Group, name: str, above: click.Context) -> Iterator[st
             names, text = param.get_help_record(context) or ("", "")
             names = re.sub(r" ?/ ?(?=-)", ", ", names)
             text = re.sub(r" *\[default: \"\"\]", "", text)
-            listed.setdefault(_section_of(param), []).append(f":::{{option}} {names}\n{_prose(text)}\n:::\n")
-    for title in sorted(listed, key=list(_SECTIONS).index) if _SECTIONS else listed:
+            listed.setdefault(options.section_of(param), []).append(f":::{{option}} {names}\n{_prose(text)}\n:::\n")
+    for title in sorted(listed, key=list(options.SECTIONS).index) if options.SECTIONS else listed:
         if len(listed) > 1:
             yield f"**{title}**\n" if title.endswith("ptions") else f"**{title} options**\n"
         yield from listed[title]
