@@ -39,7 +39,7 @@ def test_a_bar_is_as_long_as_its_value(value: float, drawn: str) -> None:
 def test_a_line_has_predicted_beside_measured_and_a_bar() -> None:
     title, device, raw, split = bar_lines(ROWS, SPLIT, 100)
     assert title.split() == ["predicted", "measured", "sent", "kept"]
-    assert device.split() == ["all", "on", "the", "device", "160", "ms", "158", "ms", "█" * 6, "-", "100", "%"]
+    assert device.split() == ["all", "on", "the", "edge", "160", "ms", "158", "ms", "█" * 6, "-", "100", "%"]
     assert "█" * 24 in raw
     assert raw.endswith("150.6 kB  100 %")
     assert split.startswith(" → split: blocks.5, klt:45")

@@ -33,6 +33,6 @@ def test_each_point_is_priced_and_the_plans_is_marked() -> None:
 def test_what_a_constraint_rules_out_says_so_and_codecs_that_were_asked_for_are_used() -> None:
     planner = Planner(None, pair(LENET, 60.0, 2.0), constraints=Constraints(codecs=("int8",), keep_input_local=True))
     rows = point_rows(planner.points(FOUR_G), planner.plan(FOUR_G))
-    assert "the input would leave the device" in rows[0].refused
+    assert "the input would leave the edge" in rows[0].refused
     assert TABLE[0].cell(rows[0]) == "×"
     assert {row.codecs for row in rows[2:-1]} == {"int8"}

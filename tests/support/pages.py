@@ -20,8 +20,8 @@ in a line, and on a line of its own for any lines. Comments say what else there 
   ``<!-- exit: 4 -->`` (its last command ends with this status), ``<!-- repository: PATH -->`` (it is in this file).
 
 Blocks are read by markdown-it-py, which rich brings along. pytest-codeblocks, mktestdocs, sybil and
-pytest-markdown-docs were looked at: none starts servers in the background, and where output is compared, it must be the
-same to the letter. bashtestmd (Rust) has both, in one generated script and one folder.
+pytest-markdown-docs were read about: none starts servers in the background, and where output is compared, it must be
+the same to the letter. bashtestmd (Rust) has both, in one generated script and one folder.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -195,13 +196,17 @@ class _Background:
 
     def end(self, number: int) -> int:
         """Its exit status; all it started ends with it."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
         try:
-            status = self.process.wait(60)
+            for _ in range(12):  # a shell that is just starting a command may miss the first one
+                if self.process.poll() is not None:
+                    break
+                os.killpg(self.process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(5)
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
+            status = self.process.wait()
         self._reader.join(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -354,9 +359,28 @@ for source in sources:
 """
 
 
+#: What comments would say in the README, which is kept to a page.
+_README = {
+    "# splitpoint\n": "<!-- page: SERVER=localhost -->\n"
+    '<!-- given: mkdir -p photos ../device && cp "$PHOTOS"/* photos && cp "$PHOTOS/cat.jpg" photo.jpg && '
+    "cp -r photos ../device -->\n\n",
+    "```sh\ngit clone": "<!-- not run: make test is what runs this, and tests/cli/test_demo.py the demo -->\n",
+    "```sh\npython3 -m venv": "<!-- not run: make minimal does it, with the wheel of make wheel -->\n",
+}
+
+
+def text_of(path: Path) -> str:
+    """The page's text, with its comments."""
+    text = path.read_text()
+    for before, comment in _README.items() if path == ROOT / "README.md" else ():
+        assert text.count(before) == 1, f"README.md has no longer one {before!r}"
+        text = text.replace(before, comment + before)
+    return text
+
+
 def follow(path: Path, folder: Path) -> None:
     """Follows the page at `path` in an empty folder."""
-    page, blocks = read_page(path.read_text())
+    page, blocks = read_page(text_of(path))
     names = {name: value for name, value in page.items() if value}
     with Reader(folder, names) as reader:
         reader.follow(blocks)
@@ -364,16 +388,16 @@ def follow(path: Path, folder: Path) -> None:
 
 def is_followed(path: Path) -> bool:
     """Whether the page's own comment says so."""
-    return path.read_text().lstrip().startswith("<!-- page")
+    return text_of(path).lstrip().startswith("<!-- page")
 
 
 def unexplained(path: Path) -> list[str]:
     """Blocks of which nobody can say whether they are run, by their lines."""
-    _, blocks = read_page(path.read_text())
+    _, blocks = read_page(text_of(path))
     return [f"{path.name}:{b.line}: a code block without a language" for b in blocks if not b.language and not b.said]
 
 
 def parameters(paths: list[Path]) -> list[object]:
     """A parameter a page, the long ones marked."""
-    marks = {p: [pytest.mark.docs] if "long" in read_page(p.read_text())[0] else [] for p in paths}
+    marks = {p: [pytest.mark.docs] if "long" in read_page(text_of(p))[0] else [] for p in paths}
     return [pytest.param(p, id=str(p.relative_to(ROOT)), marks=m) for p, m in marks.items()]
