@@ -11,7 +11,7 @@ from pathlib import Path
 SRC = Path(__file__).resolve().parents[1] / "src" / "splitpoint"
 
 #: All files together.
-TOTAL = 57_586
+TOTAL = 57_590
 #: Each file, but for those below, which have what they had when the budget was made.
 FILE = 700
 LARGER = {

@@ -89,6 +89,7 @@ def compare(
     inputs: Sequence[Mapping[str, Array]],
     *,
     repeat: int = 10,
+    again: int = AGAIN,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[CompareRow]:
     """A row an option of a plan: what was predicted, and what `repeat` requests took.
@@ -101,10 +102,11 @@ def compare(
     True
 
     One request of each option in turn, so that what disturbs one disturbs all; they take `inputs` one after the other.
-    Those that cannot be told from the fastest are then measured again, with `AGAIN` requests at least. All options are
-    compiled at once, here and on the server, and `edge` is left at one of them. `on_progress` is told how many requests
-    of how many are done, from the first again for those that are measured again. UsageError without inputs or options,
-    InputError for options of another model, and what `Edge.infer` raises.
+    Those that cannot be told from the fastest are then measured again, with `again` requests at least: sizes of photos
+    differ, and a few of them tell nothing apart. All options are compiled at once, here and on the server, and `edge`
+    is left at one of them. `on_progress` is told how many requests of how many are done, from the first again for those
+    that are measured again. UsageError without inputs or options, InputError for options of another model, and what
+    `Edge.infer` raises.
     """
     if not inputs or not options:
         raise UsageError("a comparison needs at least one input and one option")
@@ -114,8 +116,8 @@ def compare(
     measured = _measure(edge, places, inputs, repeat, on_progress)
     near = tied(_totals(measured))
     if len(near) > 1:
-        again, left = _again(edge, [places[i] for i in near], inputs, repeat, on_progress)
-        for i, results in zip(near, again, strict=True):
+        anew, left = _again(edge, [places[i] for i in near], inputs, max(repeat, again), on_progress)
+        for i, results in zip(near, anew, strict=True):
             measured[i] = results
         near = [near[k] for k in left]
     return [_compared(o, results, k in near) for k, (o, results) in enumerate(zip(options, measured, strict=True))]

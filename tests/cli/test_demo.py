@@ -11,7 +11,7 @@ from commands import PYTHON
 def test_demo_shows_labels_the_proof_and_two_emulated_cases() -> None:
     done = subprocess.run([*PYTHON, "demo"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    here, *cases = re.split(r"\nEmulated: a device ", done.stdout)
+    here, *cases = re.split(r"\nEmulated: an edge ", done.stdout)
     assert "espresso" in here
     assert "The uncut model gives" in here
     assert len(cases) == 2

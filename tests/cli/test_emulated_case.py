@@ -75,7 +75,7 @@ def test_without_a_calibration_nothing_lossy_is_run(model: Model) -> None:
 def test_the_band_where_it_pays_is_told(model: Model, calibration: Calibration) -> None:
     told = band(planner_for(known(model, 10.0), model, calibration).plan(GAIN)).split(", ")
     kinds = [re.sub("up to [0-9.]+$", "up to", text) for text in told]
-    assert kinds == ["all on the device up to", "a split up to", "a JPEG up to", "the raw input above"]
+    assert kinds == ["all on the edge up to", "a split up to", "a JPEG up to", "the raw input above"]
     limits = [float(text.rpartition(" ")[2]) for text in told[:-1]]
     assert limits == sorted(limits)
     assert limits[0] < GAIN.up_mbps < limits[1]
@@ -83,4 +83,4 @@ def test_the_band_where_it_pays_is_told(model: Model, calibration: Calibration) 
 
 def test_one_answer_for_all_links_is_told_as_such(model: Model, calibration: Calibration) -> None:
     told = Planner(model.graph, (known(model, 1.0).edge,) * 2, calibration=calibration).plan(NO_GAIN)
-    assert band(told) == "all on the device at any rate"
+    assert band(told) == "all on the edge at any rate"

@@ -362,8 +362,8 @@ for source in sources:
 #: What comments would say in the README, which is kept to a page.
 _README = {
     "# splitpoint\n": "<!-- page: SERVER=localhost -->\n"
-    '<!-- given: mkdir -p photos ../device && cp "$PHOTOS"/* photos && cp "$PHOTOS/cat.jpg" photo.jpg && '
-    "cp -r photos ../device -->\n\n",
+    '<!-- given: mkdir -p photos ../edge && cp "$PHOTOS"/* photos && cp "$PHOTOS/cat.jpg" photo.jpg && '
+    "cp -r photos ../edge -->\n\n",
     "```sh\ngit clone": "<!-- not run: make test is what runs this, and tests/cli/test_demo.py the demo -->\n",
     "```sh\npython3 -m venv": "<!-- not run: make minimal does it, with the wheel of make wheel -->\n",
 }

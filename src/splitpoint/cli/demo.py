@@ -1,4 +1,4 @@
-"""splitpoint demo: a server process and a device process on this machine, what splitting would gain here and
+"""splitpoint demo: a server process and an edge process on this machine, what splitting would gain here and
 elsewhere, and the proof that the answers are right."""
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _BUSY = 1.5
 def command(at: str | None, png_path: Path | None, engine: str) -> None:
     """Plan EfficientNet-Lite0 for this machine and for two emulated ones, and run it cut in two.
 
-    A second process serves the tail on loopback; this one is the device, with an empty cache. Both are profiled, the
+    A second process serves the tail on loopback; this one is the edge, with an empty cache. Both are profiled, the
     link is measured, and the honest table says whether splitting pays here. Four photos go through the best split (or
-    --at CUT), and the answers are compared with the whole model's. Then a slower device is emulated behind two other
+    --at CUT), and the answers are compared with the whole model's. Then a slower edge is emulated behind two other
     links, with a relay and an engine that waits: what is planned for it is run, too.
     """
     threads = max(1, usable_cores() // 2)
     options = ("--engine", engine, "--threads", str(threads))
-    click.echo(f"Two processes on this machine: a server with {MODEL}, and a device. First they")
+    click.echo(f"Two processes on this machine: a server with {MODEL}, and an edge. First they")
     click.echo(f"measure themselves and the link between them, some {2 * _BUDGET_S + 3:.0f} s.\n")
     with temporary_folder() as folder, serving("demo's server", MODEL, *options) as address:
         ours = EngineChoice(engine, threads=threads).open()
@@ -111,7 +111,7 @@ def _show(plan: Plan, options: Sequence[Option]) -> None:
 def _run(edge: Edge) -> Sequence[Mapping[str, Array]]:
     """Prints the photos' answers, and where the milliseconds went; returns the outputs."""
     lines = Lines(narrow().width, [photo.name for photo in photos()])
-    nodes = f"{len(edge.cut.nodes)} of {len(edge.model.graph.placed)} nodes on the device"
+    nodes = f"{len(edge.cut.nodes)} of {len(edge.model.graph.placed)} nodes on the edge"
     click.echo(f"\nPhotos, cut after {edge.cut.name} all the same ({nodes}):\n{lines.header()}")
     edge.infer(read_inputs(edge.model, photos()[0]))  # the first run of a network allocates: not shown
     outputs = []
@@ -140,7 +140,7 @@ def _next() -> str:
     call, photo_folder = install.command(), install.shown(photos()[0].parent)
     lines = (
         (f"serve {MODEL}", "the server; the others in another terminal"),
-        (f"run --cloud localhost {photo_folder}", "a device: plans, fetches its half, runs"),
+        (f"run --cloud localhost {photo_folder}", "the edge: plans, fetches its half, runs"),
         (
             f"run --cloud localhost --agreement 95% {photo_folder}",
             "as above, with codecs",
