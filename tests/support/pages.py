@@ -337,7 +337,8 @@ class Reader:
         remember = f"rc=$?; {{ export -p; echo \"cd '$PWD'\"; }} > {shlex.quote(str(state))}; exit $rc"
         script = f"[ ! -f {state} ] || . {state}\n{self._here(command)}\n{remember}"
         return subprocess.Popen(
-            ["bash", "-c", script], cwd=home, env=environment, text=True, start_new_session=True,
+            # Whoever runs the tests in a shell's background has SIGINT ignored, and all that it starts.
+            ["env", "--default-signal=INT", "bash", "-c", script], cwd=home, env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
