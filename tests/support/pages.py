@@ -338,8 +338,8 @@ class Reader:
         script = f"[ ! -f {state} ] || . {state}\n{self._here(command)}\n{remember}"
         return subprocess.Popen(
             # Whoever runs the tests in a shell's background has SIGINT ignored, and all that it starts.
-            ["env", "--default-signal=INT", "bash", "-c", script], cwd=home, env=environment, text=True, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ["env", "--default-signal=INT", "bash", "-c", script], cwd=home, env=environment, text=True,
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
 
